@@ -1,0 +1,23 @@
+# `make demo` runs the main job in five minutes, `make test` the tests; both make .venv and install first.
+
+PYTHON ?= python3
+DEMO = .venv/bin/python -m gradmem_bench demo
+
+.PHONY: demo test lint
+
+demo: .venv/installed
+	$(DEMO)
+
+test: .venv/installed
+	.venv/bin/pytest
+
+lint: .venv/installed
+	.venv/bin/ruff check .
+
+# torch comes first and pinned, so that nothing installed after it can bring another build of it in.
+.venv/installed: pyproject.toml constraints.txt
+	@echo "Installing into .venv; the first time takes minutes, since torch is large."
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt torch
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@

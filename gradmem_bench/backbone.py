@@ -1,0 +1,284 @@
+"""The backbone: a Hugging Face causal LM and its tokenizer, behind one way of running a prefix and a query.
+
+Every sequence that reaches the model is a *prefix* (what a memory became: embedding vectors, or a KV cache) and
+then tokens or embeddings. Padding may stand anywhere between them: masks keep it from being seen and positions
+are counted over what is not padding, so that a row's result does not depend on its batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from gradmem_bench.batch import Tokens
+from gradmem_bench.errors import UserError
+
+Cache = tuple[tuple[Tensor, Tensor], ...]
+"""Keys and values of each layer, each (B, kv_heads, P, head_dim)."""
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What stands before the query, for B contexts: either `embeddings` or a `cache`.
+
+    Args:
+        mask: (B, P), bool; false where a row is shorter than the longest.
+        embeddings: (B, P, d), in the space of the backbone's input embeddings.
+        cache: the keys and values that running the prefix would have produced.
+    """
+
+    mask: Tensor
+    embeddings: Tensor | None = None
+    cache: Cache | None = None
+
+    def __post_init__(self) -> None:
+        if (self.embeddings is None) == (self.cache is None):
+            raise ValueError("a prefix is either embeddings or a cache")
+
+    def __len__(self) -> int:
+        return len(self.mask)
+
+    @property
+    def positions(self) -> Tensor:
+        """(B,), int64: READ positions of each context."""
+        return self.mask.sum(dim=1)
+
+    def select(self, rows: Tensor) -> "Prefix":
+        """The prefixes `rows` (R,), repeated where a context has several queries."""
+        return Prefix(
+            self.mask[rows],
+            None if self.embeddings is None else self.embeddings[rows],
+            None if self.cache is None else tuple((keys[rows], values[rows]) for keys, values in self.cache),
+        )
+
+
+class Backbone(nn.Module):
+    """A causal LM of any size.
+
+    Args:
+        model: a Hugging Face causal LM; its dropout is switched off, because WRITE and READ must see one function.
+        tokenizer: the tokenizer it is used with.
+        identity: what the record says of it (name, revision, weights hash).
+    Raises:
+        UserError: the model's head is not a plain linear map of the last hidden state.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, identity: dict | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.identity = identity or {}
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+            # Attention keeps its dropout as a number that is used while `training` is set.
+            for name in ("attention_dropout", "attn_dropout"):
+                if isinstance(getattr(module, name, None), float):
+                    setattr(module, name, 0.0)
+        self._check_head()
+
+    def _check_head(self) -> None:
+        if self.device.type == "meta":
+            return
+        ids = torch.arange(4, device=self.device)[None] % self.vocabulary_size
+        with torch.no_grad():
+            whole = self.model(ids, use_cache=False).logits
+            ours = self.head(self.model.base_model(ids, use_cache=False).last_hidden_state)
+        if not torch.allclose(whole, ours, atol=1e-3, rtol=1e-3):
+            kind = type(self.model).__name__
+            raise UserError(f"{kind} computes its logits by more than one linear map, which is not supported.")
+
+    # ------------------------------------------------------------------------------------- its shape
+
+    @property
+    def config(self):  # noqa: ANN201 - the class differs from family to family
+        return self.model.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def width(self) -> int:
+        """d, the size of one input embedding."""
+        return self.model.get_input_embeddings().weight.shape[1]
+
+    @property
+    def vocabulary_size(self) -> int:
+        return self.model.get_input_embeddings().weight.shape[0]
+
+    @property
+    def layers(self) -> int:
+        return self.config.num_hidden_layers
+
+    @property
+    def kv_heads(self) -> int:
+        return getattr(self.config, "num_key_value_heads", None) or self.config.num_attention_heads
+
+    @property
+    def head_dim(self) -> int:
+        return getattr(self.config, "head_dim", None) or self.config.hidden_size // self.config.num_attention_heads
+
+    @property
+    def max_positions(self) -> int:
+        return self.config.max_position_embeddings
+
+    @property
+    def kv_bytes_per_position(self) -> int:
+        """`2 · layers · kv_heads · head_dim · itemsize`: what one position holds in memory while READ runs."""
+        itemsize = next(self.model.parameters()).element_size()
+        return 2 * self.layers * self.kv_heads * self.head_dim * itemsize
+
+    @property
+    def head(self) -> nn.Module:
+        """The language-model head: (..., d) -> (..., vocabulary)."""
+        return self.model.get_output_embeddings()
+
+    # ---------------------------------------------------------------------------------------- tokens
+
+    @property
+    def start_ids(self) -> list[int]:
+        """What the tokenizer itself puts before a text (Llama 3's begin-of-text token; nothing for GPT-2)."""
+        return list(self.tokenizer("").input_ids)
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, without special tokens."""
+        return self.tokenizer(list(texts), add_special_tokens=False).input_ids if texts else []
+
+    def encode_contexts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts that stand at the beginning of a sequence."""
+        return [self.start_ids + ids for ids in self.encode(texts)]
+
+    @property
+    def end_id(self) -> int:
+        """The end-of-text token, which every target ends with."""
+        return self.tokenizer.eos_token_id
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """(B, T) -> (B, T, d)."""
+        return self.model.get_input_embeddings()(ids)
+
+    # ------------------------------------------------------------------------------------ the one run
+
+    def hidden(
+        self, prefix: Prefix | None, embeddings: Tensor, mask: Tensor, keep_cache: bool = False
+    ) -> tuple[Tensor, DynamicCache | None]:
+        """Runs a prefix and what follows it.
+
+        Args:
+            prefix: for B rows, or `None`.
+            embeddings: (B, T, d), what follows.
+            mask: (B, T), bool.
+            keep_cache: whether to return the keys and values of everything.
+        Returns:
+            The last hidden states of every position that was run: (B, P + T, d) behind embeddings, (B, T, d) behind
+            a cache or nothing; and the cache.
+        """
+        past = DynamicCache() if keep_cache else None
+        whole_mask = mask
+        if prefix is not None:
+            whole_mask = torch.cat([prefix.mask, mask], dim=1)
+            if prefix.cache is not None:
+                past = DynamicCache(ddp_cache_data=prefix.cache)
+            else:
+                embeddings = torch.cat([prefix.embeddings.to(embeddings.dtype), embeddings], dim=1)
+        positions = (whole_mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -embeddings.shape[1] :]
+        output = self.model.base_model(
+            inputs_embeds=embeddings,
+            attention_mask=whole_mask.long(),
+            position_ids=positions,
+            past_key_values=past,
+            use_cache=past is not None,
+        )
+        return output.last_hidden_state, past if keep_cache else None
+
+    def prefill(self, tokens: Tokens) -> Prefix:
+        """The tokens' KV cache as a prefix."""
+        _, cache = self.hidden(None, self.embed(tokens.ids), tokens.mask, keep_cache=True)
+        return Prefix(tokens.mask, cache=tuple((layer.keys, layer.values) for layer in cache.layers))
+
+    def _predictors(self, prefix: Prefix, tokens: Tokens, keep_cache: bool = False) -> tuple[Tensor, Tensor, DynamicCache | None]:
+        """The hidden states that predict: (B, 1 + T, d), the prefix's last position and then each token's.
+
+        Also whether the first of them exists, (B,) bool: it does not behind an empty prefix, nor behind a cache.
+        """
+        states, cache = self.hidden(prefix, self.embed(tokens.ids), tokens.mask, keep_cache)
+        width = states.shape[1] - tokens.ids.shape[1]
+        if width == 0:
+            exists = torch.zeros(len(states), dtype=torch.bool, device=states.device)
+            return F.pad(states, (0, 0, 1, 0)), exists, cache
+        rows = torch.arange(len(states), device=states.device)
+        first = states[rows, (prefix.positions - 1).clamp(min=0)]
+        return torch.cat([first[:, None], states[:, width:]], dim=1), prefix.positions > 0, cache
+
+    # ------------------------------------------------------------------------------ losses and answers
+
+    def token_losses(
+        self, prefix: Prefix, queries: Tokens | None, targets: Tokens, head: nn.Module | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What each target token costs, teacher-forced behind a prefix and a query.
+
+        Args:
+            prefix: for R rows.
+            queries: (R, q); `None` is no query: the first target token is predicted from the prefix's last position.
+            targets: (R, t).
+            head: another head than the model's own.
+        Returns:
+            Nats (R, t), 0 at padding and at a first token that nothing stands before; and whether the token is the
+            most probable one, (R, t), bool.
+        """
+        tokens = targets if queries is None else queries.then(targets)
+        states, first_exists, _ = self._predictors(prefix, tokens)
+        offset = 0 if queries is None else queries.lengths[:, None]
+        index = (offset + torch.arange(targets.ids.shape[1], device=states.device)).expand_as(targets.ids)
+        known = targets.mask & ((index > 0) | first_exists[:, None])
+        index = index.clamp(max=states.shape[1] - 1)
+        logits = (head or self.head)(states.gather(1, index[..., None].expand(-1, -1, states.shape[2]))).float()
+        losses = F.cross_entropy(logits.transpose(1, 2), targets.ids, reduction="none")
+        return losses * known, (logits.argmax(dim=-1) == targets.ids) & known
+
+    def target_loss(self, prefix: Prefix, queries: Tokens, targets: Tokens) -> Tensor:
+        """(): mean nats over all target tokens of all rows."""
+        losses, _ = self.token_losses(prefix, queries, targets)
+        return losses.sum() / targets.mask.sum()
+
+    def text_loss(self, prefix: Prefix, text: Tokens, head: nn.Module | None = None) -> Tensor:
+        """(B,): mean nats per token of each row's own text behind its prefix (the WRITE loss of GradMem, eq. 4).
+
+        The mean runs over the row's own tokens, so that neither its value nor its gradient depends on the batch.
+        """
+        losses, _ = self.token_losses(prefix, None, text, head)
+        return losses.sum(dim=1) / text.lengths.clamp(min=1)
+
+    @torch.no_grad()
+    def generate(self, prefix: Prefix, queries: Tokens, max_new_tokens: int) -> list[list[int]]:
+        """Greedy continuations of each query behind its prefix, up to (without) the end-of-text token."""
+        states, _, cache = self._predictors(prefix, queries, keep_cache=True)
+        rows = torch.arange(len(queries), device=states.device)
+        last = states[rows, queries.lengths]
+        mask = torch.cat([prefix.mask, queries.mask], dim=1)
+        finished = torch.zeros(len(queries), dtype=torch.bool, device=states.device)
+        chosen = []
+        for step in range(max_new_tokens):
+            token = self.head(last).argmax(dim=-1)
+            finished = finished | (token == self.end_id)
+            chosen.append(token)
+            if bool(finished.all()) or step == max_new_tokens - 1:
+                break
+            mask = F.pad(mask, (0, 1), value=True)
+            output = self.model.base_model(
+                inputs_embeds=self.embed(token[:, None]),
+                attention_mask=mask.long(),
+                position_ids=mask.sum(dim=1, keepdim=True) - 1,
+                past_key_values=cache,
+                use_cache=True,
+            )
+            last = output.last_hidden_state[:, 0]
+        answers = torch.stack(chosen, dim=1).tolist()
+        return [answer[: answer.index(self.end_id)] if self.end_id in answer else answer for answer in answers]

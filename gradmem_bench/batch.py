@@ -1,0 +1,94 @@
+"""Tokens and batches: what a method is given, in tensors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token sequences of different lengths, padded on the right.
+
+    Args:
+        ids: (B, T), int64; padding holds any valid id.
+        mask: (B, T), bool; true where a token stands.
+    """
+
+    ids: Tensor
+    mask: Tensor
+
+    @classmethod
+    def from_lists(cls, rows: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> "Tokens":
+        """Pads `rows` with id 0 up to the longest."""
+        lengths = torch.tensor([len(row) for row in rows])
+        width = int(lengths.max()) if len(rows) else 0
+        ids = torch.tensor([[*row, *([0] * (width - len(row)))] for row in rows], dtype=torch.int64).reshape(len(rows), width)
+        mask = torch.arange(width)[None] < lengths[:, None]
+        return cls(ids.to(device), mask.to(device))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def lengths(self) -> Tensor:
+        """(B,), int64."""
+        return self.mask.sum(dim=1)
+
+    def rows(self) -> list[list[int]]:
+        """The sequences without their padding."""
+        return [row[:length] for row, length in zip(self.ids.tolist(), self.lengths.tolist(), strict=True)]
+
+    def to(self, device: torch.device | str) -> "Tokens":
+        return Tokens(self.ids.to(device), self.mask.to(device))
+
+    def select(self, rows: Tensor | slice) -> "Tokens":
+        """The sequences `rows` (B',), without columns that are padding in all of them."""
+        ids, mask = self.ids[rows], self.mask[rows]
+        width = int(mask.sum(dim=1).max()) if len(mask) else 0
+        return Tokens(ids[:, :width], mask[:, :width])
+
+    def then(self, other: "Tokens") -> "Tokens":
+        """Each sequence followed by `other`'s of the same row, padded on the right again."""
+        ids = torch.cat([self.ids, other.ids], dim=1)
+        mask = torch.cat([self.mask, other.mask], dim=1)
+        # Valid tokens first, each keeping its place among them.
+        order = torch.argsort(~mask, dim=1, stable=True)
+        width = int(mask.sum(dim=1).max()) if len(mask) else 0
+        return Tokens(ids.gather(1, order)[:, :width], mask.gather(1, order)[:, :width])
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B contexts and the R queries asked of them.
+
+    Args:
+        contexts: (B, T).
+        queries: (R, q).
+        targets: (R, t): the first accepted answer and the end-of-text token.
+        context_of: (R,), int64: which of the B contexts each query is about.
+    """
+
+    contexts: Tokens
+    queries: Tokens
+    targets: Tokens
+    context_of: Tensor
+
+    def __len__(self) -> int:
+        return len(self.contexts)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        return Batch(
+            self.contexts.to(device), self.queries.to(device), self.targets.to(device), self.context_of.to(device)
+        )
+
+    def select(self, start: int, stop: int) -> "Batch":
+        """The contexts `start` to `stop` with all their queries."""
+        asked = (self.context_of >= start) & (self.context_of < stop)
+        return Batch(
+            self.contexts.select(slice(start, stop)),
+            self.queries.select(asked),
+            self.targets.select(asked),
+            self.context_of[asked] - start,
+        )

@@ -1,0 +1,70 @@
+"""Checkpoints: one safetensors file each, replaced in one step, so that a kill leaves the old one or the new one."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from gradmem_bench.errors import UserError
+
+SCHEMA_VERSION = 1
+METHOD_FILE = "method.safetensors"
+
+
+def trained_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """A module's parameters under their names, each tied one once."""
+    return {name: parameter.detach() for name, parameter in module.named_parameters()}
+
+
+def save(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+    """Writes `tensors` and the JSON-able `about` to `path`, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    header = {"schema_version": str(SCHEMA_VERSION), "about": json.dumps(about)}
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=header)
+    os.replace(temporary, path)
+
+
+def load(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `save` wrote; raises UserError when the file is missing, damaged, or of another schema."""
+    about = read_about(path)
+    with safe_open(path, "pt", device=device) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, about
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """The `about` of a checkpoint, without its tensors."""
+    if not path.is_file():
+        raise UserError(f"There is no checkpoint {path}.")
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"The checkpoint {path} is damaged or no safetensors file ({error}).") from None
+    if header.get("schema_version") != str(SCHEMA_VERSION):
+        found = header.get("schema_version", "none")
+        raise UserError(f"The checkpoint {path} has schema {found}, but this version reads schema {SCHEMA_VERSION}.")
+    return json.loads(header["about"])
+
+
+def restore(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Copies tensors into the module's parameters; raises UserError naming the first that does not match."""
+    own = dict(module.named_parameters())
+    for name in sorted(own.keys() | tensors.keys()):
+        mine = tuple(own[name].shape) if name in own else "nothing"
+        theirs = tuple(tensors[name].shape) if name in tensors else "nothing"
+        if mine != theirs:
+            raise UserError(f"The checkpoint {path} does not fit: '{name}' is {theirs} there and {mine} here.")
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(tensors[name])
+
+
+def method_file(checkpoint: Path) -> Path:
+    """The file behind `--load`: the file itself, or the one in a run's folder."""
+    return checkpoint / METHOD_FILE if checkpoint.is_dir() else checkpoint

@@ -1,0 +1,189 @@
+"""WRITE, bytes, READ: the one way in which a method is scored (design law 1)."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from gradmem_bench.backbone import Backbone
+from gradmem_bench.batch import Tokens
+from gradmem_bench.config import Budget, format_bytes
+from gradmem_bench.errors import UserError
+from gradmem_bench.methods.base import MemoryMethod
+from gradmem_bench.metrics import exact_match, f1
+from gradmem_bench.results import ExampleRow
+from gradmem_bench.state import MemoryState
+from gradmem_bench.tasks.base import Query, Task
+from gradmem_bench.tasks.batching import EncodedDocument
+
+
+@dataclass
+class Timings:
+    """Wall-clock of the phases, one number a batch, synchronised with the device."""
+
+    write_seconds_per_context: list[float] = field(default_factory=list)
+    read_seconds_per_query: list[float] = field(default_factory=list)
+
+    def medians(self) -> tuple[float, float]:
+        """WRITE per context and READ per query. The first batch, which warms caches up, is left out where there are more."""
+        write, read = self.write_seconds_per_context, self.read_seconds_per_query
+        return statistics.median(write[1:] or write), statistics.median(read[1:] or read)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What is left of a batch of contexts after WRITE, and the queries that will be asked of it."""
+
+    documents: Sequence[EncodedDocument]
+    states: list[bytes]
+    state_bytes: list[int]
+    reconstruction: list[float | None]
+
+
+class Evaluator:
+    """Scores a method on encoded documents.
+
+    Args:
+        method: in evaluation mode from here on.
+        task: for its metrics and where its answers end.
+        batch_size: contexts in one WRITE, queries in one READ.
+        budget: states over it stop the evaluation, the table's floor and ceiling apart.
+        autocast: entered around the method's own computation.
+    """
+
+    def __init__(
+        self,
+        method: MemoryMethod,
+        task: Task,
+        batch_size: int,
+        budget: Budget | None = None,
+        autocast: Callable[[], AbstractContextManager] = nullcontext,
+    ) -> None:
+        self.method = method.eval()
+        self.backbone: Backbone = method.backbone
+        self.task = task
+        self.batch_size = batch_size
+        self.budget = budget if budget is not None and method.role == "method" else Budget()
+        self.autocast = autocast
+        self.timings = Timings()
+
+    def _now(self) -> float:
+        if self.backbone.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def batches(self, documents: Iterable[EncodedDocument]) -> Iterator[list[EncodedDocument]]:
+        """The documents by length of context, so that little is padding."""
+        ordered = sorted(documents, key=lambda document: len(document.context))
+        for first in range(0, len(ordered), self.batch_size):
+            yield ordered[first : first + self.batch_size]
+
+    @torch.no_grad()
+    def write(self, documents: Sequence[EncodedDocument], reconstruct: bool = True) -> Written:
+        """Contexts in, bytes out; the contexts go no further."""
+        contexts = Tokens.from_lists([document.context for document in documents], self.backbone.device)
+        started = self._now()
+        with self.autocast():
+            state = self.method.write(contexts)
+        self.timings.write_seconds_per_context.append((self._now() - started) / len(documents))
+        sizes, states = state.nbytes(), state.to_bytes()
+        if self.budget.bytes is not None and max(sizes) > self.budget.bytes:
+            raise UserError(
+                f"The method wrote a state of {format_bytes(max(sizes))}, over its budget of {format_bytes(self.budget.bytes)}."
+            )
+        losses = None
+        if reconstruct:
+            with self.autocast():
+                losses = self.method.reconstruction_loss(MemoryState.from_bytes(states, self.backbone.device), contexts)
+        return Written(documents, states, sizes, [None] * len(documents) if losses is None else losses.tolist())
+
+    @torch.no_grad()
+    def read(
+        self, states: Sequence[bytes], queries: Sequence[list[int]], targets: Sequence[list[int]], generate: bool
+    ) -> Iterator[tuple[Tensor, Tensor, list[int] | None, int]]:
+        """Answers each query from the state of the same row.
+
+        Yields:
+            For each query: nats (t,) and whether right (t,) of its target's tokens, the generated ids, READ positions.
+        """
+        device = self.backbone.device
+        for first in range(0, len(queries), self.batch_size):
+            rows = slice(first, first + self.batch_size)
+            asked, wanted = Tokens.from_lists(queries[rows], device), Tokens.from_lists(targets[rows], device)
+            started = self._now()
+            with self.autocast():
+                prefix = self.method.read(MemoryState.from_bytes(states[rows], device))
+                self._check_positions(int(prefix.positions.max()))
+                answers = self.backbone.generate(prefix, asked, self.task.max_new_tokens) if generate else None
+            if generate:
+                self.timings.read_seconds_per_query.append((self._now() - started) / len(asked))
+            with self.autocast():
+                losses, right = self.backbone.token_losses(prefix, asked, wanted)
+            lengths, positions = wanted.lengths.tolist(), prefix.positions.tolist()
+            losses, right = losses.cpu(), right.cpu()
+            for row, length in enumerate(lengths):
+                yield losses[row, :length], right[row, :length], answers and answers[row], positions[row]
+
+    def _check_positions(self, positions: int) -> None:
+        if self.budget.positions is not None and positions > self.budget.positions:
+            raise UserError(f"READ takes {positions} positions, over the budget of {self.budget.positions}.")
+
+    def answer_text(self, ids: list[int]) -> str:
+        """The generated answer: what stands before the first of the task's ends."""
+        text = self.backbone.decode(ids)
+        for end in self.task.until:
+            # An answer may begin with the delimiter's white space; an end that is white space comes after it.
+            start = len(text) - len(text.lstrip())
+            cut = text.find(end, start)
+            text = text if cut < 0 else text[:cut]
+        return text.strip() if self.task.text_metrics else text
+
+    def rows(self, documents: Sequence[EncodedDocument]) -> list[ExampleRow]:
+        """Writes one batch of contexts, and reads every query of each from its own state."""
+        written = self.write(documents)
+        owner = [index for index, document in enumerate(documents) for _ in document.queries]
+        queries = [ids for document in documents for ids in document.queries]
+        targets = [ids for document in documents for ids in document.targets]
+        asked: list[Query] = [query for document in documents for query in document.document.queries]
+        read = self.read([written.states[index] for index in owner], queries, targets, generate=True)
+        rows = []
+        for index, query, (losses, right, answer, positions) in zip(owner, asked, read, strict=True):
+            document = documents[index]
+            prediction = self.answer_text(answer)
+            rows.append(
+                ExampleRow(
+                    example_id=query.id,
+                    context_id=document.document.id,
+                    prediction=prediction,
+                    targets=list(query.targets),
+                    exact_match=exact_match(prediction, query.targets, self.task.text_metrics),
+                    f1=f1(prediction, query.targets, self.task.text_metrics),
+                    teacher_forced_exact_match=bool(right.all()),
+                    token_accuracy=float(right.float().mean()),
+                    target_bits_per_token=float(losses.double().mean()) / torch.log(torch.tensor(2.0)).item(),
+                    target_tokens=len(right),
+                    context_tokens=len(document.context),
+                    context_truncated=document.truncated,
+                    state_bytes=written.state_bytes[index],
+                    read_positions=positions,
+                    reconstruction_nats_per_token=written.reconstruction[index],
+                )
+            )
+        return rows
+
+    def teacher_forced_score(self, documents: Sequence[EncodedDocument]) -> float:
+        """The share of queries whose target's tokens are all the most probable ones; what training selects by."""
+        right, asked = 0, 0
+        for batch in self.batches(documents):
+            written = self.write(batch, reconstruct=False)
+            states = [state for state, document in zip(written.states, batch, strict=True) for _ in document.queries]
+            queries = [ids for document in batch for ids in document.queries]
+            targets = [ids for document in batch for ids in document.targets]
+            for _, correct, _, _ in self.read(states, queries, targets, generate=False):
+                right += bool(correct.all())
+                asked += 1
+        return right / asked

@@ -1,0 +1,224 @@
+"""One run: a method on a task, resolved before any weights are touched, then trained or loaded, scored and recorded."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from gradmem_bench import __version__, checkpoints
+from gradmem_bench.backbone import Backbone
+from gradmem_bench.config import (
+    BackboneConfig,
+    Budget,
+    MethodRecipe,
+    StrictModel,
+    TrainingConfig,
+    fingerprint,
+    merge,
+    parse_assignments,
+    validated,
+)
+from gradmem_bench.errors import UserError
+from gradmem_bench.loading import load_backbone
+from gradmem_bench.methods.base import Footprint, MemoryMethod
+from gradmem_bench.registry import Entry, load_object, method_recipe
+from gradmem_bench.tasks.base import Document, Split, Task
+from gradmem_bench.tasks.batching import encode_documents
+from gradmem_bench.tasks.declaration import load_task
+
+_SECTIONS = ("backbone", "task", "training")
+_PROBED_DOCUMENTS = 200
+"""How many contexts are measured to say what a state will cost before anything is run."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asks of every run."""
+
+    backbone: str | None = None
+    budget: Budget = Budget()
+    settings: tuple[str, ...] = ()
+    """`key=value` assignments: a method's parameter, or `backbone.`, `task.` or `training.` and a key of theirs."""
+    load: Path | None = None
+    train: bool = True
+    limit: int | None = None
+    seed: int = 0
+    device: str = "cpu"
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run as it will be made; everything in it was checked, and no weights were read for it."""
+
+    recipe: MethodRecipe
+    method_class: type[MemoryMethod]
+    parameters: StrictModel
+    task: Task
+    backbone: BackboneConfig
+    shape: Backbone
+    """The backbone without weights (on the meta device)."""
+    training: TrainingConfig | None
+    """`None` when nothing is trained."""
+    options: Options
+    checkpoint: Path | None
+    context_tokens: tuple[float, int]
+    """Mean and longest of a sample of the reported split's contexts."""
+    footprint: Footprint
+    """Declared, for the longest of them."""
+    max_context_tokens: int
+    parameter_count: int
+    """Of backbone and method."""
+
+    @property
+    def split(self) -> Split:
+        return "test"
+
+    def configuration(self) -> dict[str, Any]:
+        """All that the result depends on, JSON-able; its fingerprint names the run's folder."""
+        return {
+            "version": __version__,
+            "method": {"class": self.recipe.implementation, "parameters": self.parameters.model_dump(mode="json")},
+            "task": {
+                "name": self.task.name,
+                "version": str(self.task.metadata.get("version", "1.0")),
+                "settings": self.task.declaration.get(self.task.settings_key) or {},
+                "split": self.split,
+                "hash": self.task.source(self.split).content_hash or self.task.source(self.split).revision,
+            },
+            "backbone": self.backbone.model_dump(mode="json"),
+            "training": self.training and self.training.model_dump(mode="json"),
+            "budget": self.options.budget.model_dump(mode="json"),
+            "load": self.checkpoint and checkpoints.read_about(self.checkpoint)["hash"],
+            "limit": self.options.limit,
+            "seed": self.options.seed,
+            "dtype": self.options.dtype,
+        }
+
+    @property
+    def config_hash(self) -> str:
+        return fingerprint(self.configuration())
+
+    def folder(self, output: Path) -> Path:
+        """Where this run, and no other, keeps its files."""
+        return output / self.task.name / f"{self.recipe.name}-{self.config_hash[:8]}"
+
+
+def resolve(method: Entry, task: Entry, options: Options) -> Plan:
+    """Checks everything that can be checked without weights.
+
+    Raises:
+        UserError: a name, key or value is wrong; no configuration fits the budget; the contexts do not fit the backbone.
+    """
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    recipe = method_recipe(method)
+    method_class = load_object(recipe.implementation, method)
+    if not (isinstance(method_class, type) and issubclass(method_class, MemoryMethod)):
+        raise UserError(f"{recipe.implementation} is no MemoryMethod (see gradmem_bench/methods/base.py).")
+    given = parse_assignments(list(options.settings))
+    sections = {name: given.pop(name, {}) for name in _SECTIONS}
+    for name, section in sections.items():
+        if not isinstance(section, dict):
+            raise UserError(f"--set {name} needs a key of it, for example --set {name}.KEY=VALUE.")
+    checkpoint, about = None, {}
+    if options.load is not None:
+        checkpoint = checkpoints.method_file(_checkpoint_of(options.load, recipe.name))
+        about = checkpoints.read_about(checkpoint)
+        if about["class"] != recipe.implementation:
+            raise UserError(f"The checkpoint {checkpoint} is of {about['class']}, not of {recipe.implementation}.")
+    parameters = validated(
+        method_class.Parameters,
+        merge(merge(recipe.parameters, about.get("parameters", {})), given),
+        f"method '{recipe.name}'",
+    )
+    loaded_task = load_task(Path(task.target), sections["task"])
+    backbone = _backbone_config(loaded_task, about, options, sections["backbone"])
+    shape = load_backbone(backbone, loaded_task.tokenizer(), "meta", options.seed)
+    if options.budget != Budget():
+        parameters = method_class.fit(parameters, options.budget, shape)
+    training = None
+    if options.train:
+        values = merge(loaded_task.metadata.get("training", {}), merge(recipe.training, sections["training"]))
+        training = validated(TrainingConfig, values, f"the training of '{recipe.name}' on {loaded_task.name}")
+    if training is not None and training.steps == 0:
+        training = None
+    with torch.device("meta"):
+        skeleton = method_class(shape, parameters)
+    limit = max_context_tokens(method_class, parameters, loaded_task, shape)
+    if limit < 1:
+        raise UserError(f"{shape.max_positions} positions of {backbone.name} leave no room for a context beside the memory and the answer.")
+    mean, longest, size = _context_lengths(loaded_task, shape, options.limit)
+    if longest > limit and not loaded_task.truncate_contexts:
+        raise UserError(
+            f"A context of {loaded_task.name} has {longest} tokens, but {recipe.name} has room for {limit} in the "
+            f"{shape.max_positions} positions of {backbone.name}; take a backbone with more, or set truncate_contexts: true "
+            "in the task's metadata."
+        )
+    return Plan(
+        recipe=recipe,
+        method_class=method_class,
+        parameters=parameters,
+        task=loaded_task,
+        backbone=backbone,
+        shape=shape,
+        training=training,
+        options=options,
+        checkpoint=checkpoint,
+        context_tokens=(mean, min(longest, limit)),
+        footprint=method_class.footprint(parameters, shape, min(longest, limit), size),
+        max_context_tokens=limit,
+        parameter_count=sum(parameter.numel() for parameter in skeleton.parameters()),
+    )
+
+
+def _checkpoint_of(load: Path, method: str) -> Path:
+    """`load` itself, or the method's own in a folder of several."""
+    for candidate in (load / method, load / f"{method}.safetensors"):
+        if candidate.exists():
+            return candidate
+    if load.is_dir() and not (load / checkpoints.METHOD_FILE).exists():
+        held = sorted(path.stem for path in load.glob("*.safetensors"))
+        raise UserError(f"{load} holds no checkpoint of '{method}', only of {', '.join(held) or 'nothing'}.")
+    return load
+
+
+def _backbone_config(task: Task, about: dict[str, Any], options: Options, settings: dict[str, Any]) -> BackboneConfig:
+    values: dict[str, Any] = about.get("backbone") or task.metadata.get("backbone", {})
+    if options.backbone is not None and options.backbone != values.get("name"):
+        values = {"name": options.backbone}
+    if "name" not in values and "name" not in settings:
+        raise UserError(f"The task {task.name} names no backbone of its own; give one with --backbone.")
+    return validated(BackboneConfig, merge(values, settings), "backbone")
+
+
+def max_context_tokens(
+    method_class: type[MemoryMethod], parameters: StrictModel, task: Task, backbone: Backbone
+) -> int:
+    """The longest context for which WRITE, and READ with a query and its answer, stay within the backbone's positions."""
+    sample = task.documents("test")[:_PROBED_DOCUMENTS]
+    encoded = encode_documents(sample, task, backbone)
+    # A quarter more than the longest seen: not every query is looked at.
+    longest = max(len(query) for document in encoded for query in document.queries)
+    answer = max(task.max_new_tokens, max(len(target) + 1 for document in encoded for target in document.targets))
+    asked = longest + longest // 4 + answer
+
+    def fits(tokens: int) -> bool:
+        cost = method_class.footprint(parameters, backbone, tokens, tokens)
+        return max(cost.write_positions, cost.read_positions + asked) <= backbone.max_positions
+
+    low, high = 0, backbone.max_positions + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _context_lengths(task: Task, backbone: Backbone, limit: int | None) -> tuple[float, int, int]:
+    """Mean and longest in tokens, and the longest in bytes, of a sample of the reported split."""
+    sample: Sequence[Document] = task.documents("test")[: min(_PROBED_DOCUMENTS, limit or _PROBED_DOCUMENTS)]
+    lengths = [len(ids) for ids in backbone.encode_contexts([document.context for document in sample])]
+    return sum(lengths) / len(lengths), max(lengths), max(len(document.context.encode()) for document in sample)

@@ -1,0 +1,153 @@
+"""From a BackboneConfig to a Backbone: weights from a hub or a folder, or a small random model made on the spot."""
+
+import re
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
+
+from gradmem_bench.backbone import Backbone
+from gradmem_bench.config import BackboneConfig, fingerprint
+from gradmem_bench.errors import UserError, did_you_mean
+
+_PRESET = re.compile(r"(?P<family>[a-z0-9]+)-(?P<layers>\d+)x(?P<width>\d+)")
+_FAMILIES = ("llama", "gpt2", "neox")
+_FALLBACK_TOKENIZER = "openai-community/gpt2"
+
+
+def load_backbone(
+    config: BackboneConfig, task_tokenizer: PreTrainedTokenizerBase | None, device: str, seed: int
+) -> Backbone:
+    """The backbone that `config` names, on `device`; on `meta` nothing is read or drawn but its shape.
+
+    Args:
+        task_tokenizer: used by a random model that is given no tokenizer of its own.
+        seed: of a random model's weights.
+    Raises:
+        UserError: the name is neither a folder, a hub id that can be reached, nor a random model's shape; or the
+            folder has no safetensors weights (pickled ones are never read).
+    """
+    preset = _PRESET.fullmatch(config.name)
+    if preset and not Path(config.name).exists():
+        return _random(config, preset, task_tokenizer, device, seed)
+    return _pretrained(config, device)
+
+
+def _random(
+    config: BackboneConfig,
+    preset: re.Match[str],
+    task_tokenizer: PreTrainedTokenizerBase | None,
+    device: str,
+    seed: int,
+) -> Backbone:
+    if preset["family"] not in _FAMILIES:
+        raise UserError(f"There is no random backbone of family '{preset['family']}'.{did_you_mean(preset['family'], _FAMILIES)}")
+    if config.tokenizer:
+        tokenizer = _tokenizer(config.tokenizer, None)
+    else:
+        tokenizer = task_tokenizer or _tokenizer(_FALLBACK_TOKENIZER, None)
+    shape = _shape(config, preset, tokenizer)
+    with torch.random.fork_rng(), torch.device("meta" if device == "meta" else "cpu"):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(shape)
+    identity = {
+        "name": config.name,
+        "revision": None,
+        "tokenizer": config.tokenizer or tokenizer.name_or_path,
+        "weights_hash": "random-" + fingerprint([shape.to_diff_dict(), sorted(tokenizer.get_vocab().items())]),
+    }
+    return Backbone(model.to(device), tokenizer, identity)
+
+
+def _shape(config: BackboneConfig, preset: re.Match[str], tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+    layers, width = int(preset["layers"]), int(preset["width"])
+    heads = config.heads or max(1, width // (32 if width <= 256 else 64))
+    if layers < 1 or width % heads or (width // heads) % 2:
+        raise UserError(f"{config.name} with {heads} heads has no even head size; set backbone.heads to a divisor of {width}.")
+    if config.kv_heads and (preset["family"] != "llama" or heads % config.kv_heads):
+        raise UserError(f"backbone.kv_heads={config.kv_heads} needs a llama backbone and has to divide its {heads} heads.")
+    common: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "initializer_range": config.init_std,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "tie_word_embeddings": True,
+    }
+    if preset["family"] == "gpt2":
+        sizes = {"n_layer": layers, "n_embd": width, "n_head": heads, "n_positions": config.max_positions}
+        return GPT2Config(**sizes, **common)
+    sizes = {
+        "num_hidden_layers": layers,
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_attention_heads": heads,
+        "max_position_embeddings": config.max_positions,
+    }
+    if preset["family"] == "neox":
+        return GPTNeoXConfig(**sizes, **common)
+    return LlamaConfig(**sizes, num_key_value_heads=config.kv_heads or heads, **common)
+
+
+def _pretrained(config: BackboneConfig, device: str) -> Backbone:
+    names = {"heads", "kv_heads", "max_positions", "init_std", "tokenizer"} & config.model_fields_set
+    if names:
+        raise UserError(f"backbone.{sorted(names)[0]} shapes a random backbone, but {config.name} has its own.")
+    try:
+        shape = AutoConfig.from_pretrained(config.name, revision=config.revision)
+        if device == "meta":
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(shape, dtype=torch.float32)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(
+                config.name, revision=config.revision, dtype=torch.float32, use_safetensors=True
+            )
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"The backbone '{config.name}' is no folder with a config.json and safetensors weights, no hub id that can be "
+            f"reached from here, and no random shape such as llama-2x64 or gpt2-12x768 ({_first_line(error)})"
+        ) from None
+    local = Path(config.name).is_dir()
+    identity = {
+        "name": Path(config.name).resolve().name if local else config.name,
+        "revision": None if local else getattr(shape, "_commit_hash", None),
+        "tokenizer": Path(config.name).resolve().name if local else config.name,
+        "weights_hash": "meta" if device == "meta" else weights_hash(model),
+    }
+    return Backbone(model.to(device), _tokenizer(config.name, config.revision), identity)
+
+
+def _tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"There is no tokenizer at '{name}': it is neither a folder with a tokenizer.json nor a hub id that can be "
+            f"reached from here; name one with --set backbone.tokenizer=FOLDER ({_first_line(error)})"
+        ) from None
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"The tokenizer '{name}' has no end-of-text token, which every answer has to end with.")
+    return tokenizer
+
+
+def weights_hash(module: torch.nn.Module) -> str:
+    """SHA-256 over the names, shapes and bytes of all weights, the first 16 hex digits."""
+    digest = sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".") + "."

@@ -1,0 +1,1 @@
+"""Memory methods: the contract in `base.py`, then one method a file."""

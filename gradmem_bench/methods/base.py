@@ -1,0 +1,92 @@
+"""The contract of a memory method: WRITE a context into a state, READ a prefix out of it.
+
+    context ids --write--> MemoryState --to_bytes--> [bytes] --from_bytes--> MemoryState --read--> Prefix + query
+
+A training-free method defines `write` and `read`. A trained one has parameters as well, and its loss is the
+cross-entropy of the targets behind the prefix unless it says otherwise.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+from gradmem_bench.backbone import Backbone, Prefix
+from gradmem_bench.batch import Batch, Tokens
+from gradmem_bench.config import Budget, StrictModel
+from gradmem_bench.state import MemoryState
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The outer loss of one batch.
+
+    Args:
+        total: (), what is differentiated.
+        parts: named terms for the log, detached.
+    """
+
+    total: Tensor
+    parts: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What one context of a given length costs, declared; evaluation measures it and compares."""
+
+    state_bytes: int
+    """Serialised payload."""
+    read_positions: int
+    """Positions that stand before the query."""
+    write_positions: int
+    """The longest sequence that WRITE runs through the backbone."""
+
+
+class MemoryMethod(nn.Module, ABC):
+    """A memory for a language model.
+
+    Args:
+        backbone: the causal LM; its weights belong to the method while it trains.
+        parameters: this class's own `Parameters`.
+    """
+
+    Parameters: ClassVar[type[StrictModel]] = StrictModel
+    role: ClassVar[Literal["method", "floor", "ceiling"]] = "method"
+    """`floor` and `ceiling` are the table's references: no budget is asked of them."""
+
+    def __init__(self, backbone: Backbone, parameters: StrictModel) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.settings = parameters
+
+    @abstractmethod
+    def write(self, contexts: Tokens) -> MemoryState:
+        """The states of B contexts; row b may depend on context b alone. It never sees a query."""
+
+    @abstractmethod
+    def read(self, state: MemoryState) -> Prefix:
+        """What stands before the query, from the state alone."""
+
+    def loss(self, batch: Batch) -> Loss:
+        """Write once, read for every query: the mean cross-entropy (nats) over the tokens of all targets."""
+        prefix = self.read(self.write(batch.contexts)).select(batch.context_of)
+        return Loss(self.backbone.target_loss(prefix, batch.queries, batch.targets))
+
+    def forward(self, batch: Batch) -> Loss:
+        """The loss, under the name that data parallelism wraps."""
+        return self.loss(batch)
+
+    def reconstruction_loss(self, state: MemoryState, contexts: Tokens) -> Tensor | None:
+        """(B,): mean nats per context token given the state, or `None` for a method that does not rebuild its context."""
+        return None
+
+    @classmethod
+    @abstractmethod
+    def footprint(cls, parameters: StrictModel, backbone: Backbone, context_tokens: int, context_bytes: int) -> Footprint:
+        """The declared cost for a context of so many tokens, and bytes of UTF-8; touches no weights."""
+
+    @classmethod
+    @abstractmethod
+    def fit(cls, parameters: StrictModel, budget: Budget, backbone: Backbone) -> StrictModel:
+        """`parameters` at the largest configuration within `budget`; raises UserError where none fits."""

@@ -1,0 +1,97 @@
+"""GradMem: WRITE is a few steps of gradient descent on m prefix vectors (Kuratov et al., ICML 2026)."""
+
+import copy
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from gradmem_bench.backbone import Backbone, Prefix
+from gradmem_bench.batch import Batch, Tokens
+from gradmem_bench.config import Budget, StrictModel
+from gradmem_bench.descent import Order, descend
+from gradmem_bench.methods.base import Footprint, Loss, MemoryMethod
+from gradmem_bench.methods.vectors import MemoryVectors, fit_vectors, vectors_footprint, vectors_prefix
+from gradmem_bench.state import MemoryState
+
+
+class GradMemParameters(StrictModel):
+    """What GradMem can be set to."""
+
+    memory_vectors: int = Field(default=8, ge=1)
+    """m, the number of prefix vectors."""
+    inner_steps: int = Field(default=1, ge=0)
+    """K, the steps of gradient descent in WRITE while training."""
+    evaluation_inner_steps: int | None = Field(default=None, ge=0)
+    """K at evaluation; `None` is the K of training."""
+    inner_learning_rate: float = Field(default=0.4, gt=0)
+    """The step size on the mean loss per context token; the paper's eq. 4 sums, so its step is this over |C|."""
+    order: Order = "second"
+    """`second` back-propagates through the inner steps in full, `first` takes their gradients as constants."""
+    write_head: bool = True
+    """Whether WRITE predicts the context with its own head, a copy of the backbone's at the start."""
+    reconstruction_weight: float = Field(default=0.0, ge=0)
+    """Weight of the reconstruction loss at M_K in the outer loss; the paper's objective has none."""
+    memory_std: float = Field(default=0.02, gt=0)
+    """Standard deviation of M_0 before training."""
+
+
+class GradMem(MemoryMethod):
+    """m vectors, moved from a meta-learned start by K gradient steps on the context's reconstruction loss.
+
+    WRITE: M_{k+1} = M_k - alpha · d/dM mean_i CE(t_i | [M_k; t_<i]), weights frozen (Algorithm 1). READ: M_K stands
+    before the query. All weights and M_0 are trained by the outer loss, through the K steps.
+    """
+
+    Parameters = GradMemParameters
+    settings: GradMemParameters
+
+    def __init__(self, backbone: Backbone, parameters: GradMemParameters) -> None:
+        super().__init__(backbone, parameters)
+        self.memory = MemoryVectors(parameters.memory_vectors, backbone.width, parameters.memory_std)
+        self.write_head: nn.Module | None = None
+        if parameters.write_head:
+            self.write_head = copy.deepcopy(backbone.head)
+            # The copy is untied from the input embeddings, as in the paper's experiments.
+            self.write_head.weight = nn.Parameter(backbone.head.weight.detach().clone())
+
+    def write_loss(self, memory: Tensor, contexts: Tokens) -> Tensor:
+        """(B,): the inner loss of memory (B, m, d)."""
+        return self.backbone.text_loss(vectors_prefix(memory), contexts, self.write_head)
+
+    def write(self, contexts: Tokens) -> MemoryState:
+        parameters = self.settings
+        steps, order = parameters.inner_steps, parameters.order
+        if not self.training:
+            steps, order = parameters.evaluation_inner_steps if parameters.evaluation_inner_steps is not None else steps, None
+        memory = descend(
+            lambda point: self.write_loss(point, contexts),
+            self.memory(len(contexts)),
+            steps,
+            parameters.inner_learning_rate,
+            order,
+        )
+        return MemoryState({"memory": memory})
+
+    def read(self, state: MemoryState) -> Prefix:
+        return vectors_prefix(state.tensors["memory"])
+
+    def reconstruction_loss(self, state: MemoryState, contexts: Tokens) -> Tensor:
+        """The WRITE loss at M_K; with a WRITE head of its own it is what was descended, not what the LM would say."""
+        return self.write_loss(state.tensors["memory"], contexts)
+
+    def loss(self, batch: Batch) -> Loss:
+        state = self.write(batch.contexts)
+        answer = self.backbone.target_loss(self.read(state).select(batch.context_of), batch.queries, batch.targets)
+        weight = self.settings.reconstruction_weight
+        if not weight:
+            return Loss(answer, {"answer": answer.detach()})
+        rebuilt = self.write_loss(state.tensors["memory"], batch.contexts).mean()
+        return Loss(answer + weight * rebuilt, {"answer": answer.detach(), "reconstruction": rebuilt.detach()})
+
+    @classmethod
+    def footprint(cls, parameters: GradMemParameters, backbone: Backbone, context_tokens: int, context_bytes: int) -> Footprint:
+        return vectors_footprint(parameters.memory_vectors, backbone, parameters.memory_vectors + context_tokens)
+
+    @classmethod
+    def fit(cls, parameters: GradMemParameters, budget: Budget, backbone: Backbone) -> GradMemParameters:
+        return parameters.model_copy(update={"memory_vectors": fit_vectors(parameters.memory_vectors, budget, backbone)})

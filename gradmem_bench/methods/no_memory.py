@@ -1,0 +1,28 @@
+"""No memory: the query alone. The floor."""
+
+from gradmem_bench.backbone import Backbone, Prefix
+from gradmem_bench.batch import Tokens
+from gradmem_bench.config import Budget, StrictModel
+from gradmem_bench.methods.base import Footprint, MemoryMethod
+from gradmem_bench.state import MemoryState
+
+
+class NoMemory(MemoryMethod):
+    """An empty state; what is answered from it is what the weights know without any context."""
+
+    role = "floor"
+
+    def write(self, contexts: Tokens) -> MemoryState:
+        return MemoryState.from_texts([""] * len(contexts))
+
+    def read(self, state: MemoryState) -> Prefix:
+        start = Tokens.from_lists([self.backbone.start_ids] * len(state), self.backbone.device)
+        return Prefix(start.mask, embeddings=self.backbone.embed(start.ids))
+
+    @classmethod
+    def footprint(cls, parameters: StrictModel, backbone: Backbone, context_tokens: int, context_bytes: int) -> Footprint:
+        return Footprint(0, len(backbone.start_ids), 0)
+
+    @classmethod
+    def fit(cls, parameters: StrictModel, budget: Budget, backbone: Backbone) -> StrictModel:
+        return parameters

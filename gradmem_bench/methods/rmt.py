@@ -1,0 +1,80 @@
+"""RMT: WRITE is a forward pass that ends in m memory tokens (Bulatov et al., NeurIPS 2022; GradMem's baseline)."""
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from gradmem_bench.backbone import Backbone, Prefix
+from gradmem_bench.batch import Batch, Tokens
+from gradmem_bench.config import Budget, StrictModel
+from gradmem_bench.methods.base import Footprint, Loss, MemoryMethod
+from gradmem_bench.methods.vectors import MemoryVectors, fit_vectors, vectors_footprint, vectors_prefix
+from gradmem_bench.state import MemoryState
+
+
+class RMTParameters(StrictModel):
+    """What the recurrent memory transformer can be set to."""
+
+    memory_vectors: int = Field(default=8, ge=1)
+    """m, the number of memory tokens."""
+    passes: int = Field(default=1, ge=1)
+    """K, how often the context is run; each pass begins with the memory that the last one wrote."""
+    projection: bool = True
+    """Whether a linear map, the identity at the start, stands between the last hidden states and the memory."""
+    reconstruction_weight: float = Field(default=0.0, ge=0)
+    """Weight of the context's reconstruction loss behind the memory in the outer loss."""
+    memory_std: float = Field(default=0.02, gt=0)
+    """Standard deviation of the memory tokens before training."""
+
+
+class RMT(MemoryMethod):
+    """[memory; context; memory] through the backbone: the last m hidden states are the state."""
+
+    Parameters = RMTParameters
+    settings: RMTParameters
+
+    def __init__(self, backbone: Backbone, parameters: RMTParameters) -> None:
+        super().__init__(backbone, parameters)
+        self.memory = MemoryVectors(parameters.memory_vectors, backbone.width, parameters.memory_std)
+        self.projection: nn.Linear | None = None
+        if parameters.projection:
+            self.projection = nn.Linear(backbone.width, backbone.width)
+            nn.init.eye_(self.projection.weight)
+            nn.init.zeros_(self.projection.bias)
+
+    def write(self, contexts: Tokens) -> MemoryState:
+        start = self.memory(len(contexts))
+        memory = start
+        for _ in range(self.settings.passes):
+            memory = self._pass(memory, contexts, start)
+        return MemoryState({"memory": memory})
+
+    def _pass(self, memory: Tensor, contexts: Tokens, slots: Tensor) -> Tensor:
+        embeddings = torch.cat([self.backbone.embed(contexts.ids), slots], dim=1)
+        mask = torch.cat([contexts.mask, contexts.mask.new_ones(slots.shape[:2])], dim=1)
+        states, _ = self.backbone.hidden(vectors_prefix(memory), embeddings, mask)
+        written = states[:, -slots.shape[1] :]
+        return written if self.projection is None else self.projection(written)
+
+    def read(self, state: MemoryState) -> Prefix:
+        return vectors_prefix(state.tensors["memory"])
+
+    def reconstruction_loss(self, state: MemoryState, contexts: Tokens) -> Tensor:
+        return self.backbone.text_loss(self.read(state), contexts)
+
+    def loss(self, batch: Batch) -> Loss:
+        state = self.write(batch.contexts)
+        answer = self.backbone.target_loss(self.read(state).select(batch.context_of), batch.queries, batch.targets)
+        weight = self.settings.reconstruction_weight
+        if not weight:
+            return Loss(answer, {"answer": answer.detach()})
+        rebuilt = self.reconstruction_loss(state, batch.contexts).mean()
+        return Loss(answer + weight * rebuilt, {"answer": answer.detach(), "reconstruction": rebuilt.detach()})
+
+    @classmethod
+    def footprint(cls, parameters: RMTParameters, backbone: Backbone, context_tokens: int, context_bytes: int) -> Footprint:
+        return vectors_footprint(parameters.memory_vectors, backbone, 2 * parameters.memory_vectors + context_tokens)
+
+    @classmethod
+    def fit(cls, parameters: RMTParameters, budget: Budget, backbone: Backbone) -> RMTParameters:
+        return parameters.model_copy(update={"memory_vectors": fit_vectors(parameters.memory_vectors, budget, backbone)})

@@ -1,0 +1,45 @@
+"""What the methods share whose state is m vectors of the backbone's width: their start, their cost, their budget."""
+
+import torch
+from torch import Tensor, nn
+
+from gradmem_bench.backbone import Backbone, Prefix
+from gradmem_bench.config import Budget, format_bytes
+from gradmem_bench.errors import UserError
+from gradmem_bench.methods.base import Footprint
+
+_ITEMSIZE = torch.float32.itemsize
+
+
+class MemoryVectors(nn.Module):
+    """m learned vectors of width d, the same at the start of every WRITE."""
+
+    def __init__(self, count: int, width: int, std: float) -> None:
+        super().__init__()
+        self.vectors = nn.Parameter(torch.randn(count, width) * std)
+
+    def forward(self, batch: int) -> Tensor:
+        """(batch, m, d)."""
+        return self.vectors.expand(batch, -1, -1)
+
+
+def vectors_prefix(memory: Tensor) -> Prefix:
+    """Memory (B, m, d) as what stands before the query."""
+    return Prefix(torch.ones(memory.shape[:2], dtype=torch.bool, device=memory.device), embeddings=memory)
+
+
+def vectors_footprint(count: int, backbone: Backbone, write_positions: int) -> Footprint:
+    """m vectors in float32, each one position at READ."""
+    return Footprint(count * backbone.width * _ITEMSIZE, count, write_positions)
+
+
+def fit_vectors(count: int, budget: Budget, backbone: Backbone) -> int:
+    """The most vectors within `budget`, or `count` where it has no bound."""
+    bounds = [] if budget.positions is None else [budget.positions]
+    if budget.bytes is not None:
+        bounds.append(budget.bytes // (backbone.width * _ITEMSIZE))
+    most = min(bounds, default=count)
+    if most < 1:
+        one = format_bytes(backbone.width * _ITEMSIZE)
+        raise UserError(f"A budget of {budget} holds no vector: one of width {backbone.width} in float32 is {one}.")
+    return most

@@ -1,0 +1,74 @@
+"""Metrics: how an answer is scored, under which name and in which version.
+
+A version goes up whenever the same prediction could get another number; tables refuse to mix versions.
+"""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a name in a table means."""
+
+    version: int
+    kind: Literal["proportion", "mean"]
+    """`proportion`: each value is 0 or 1; `mean`: any number."""
+    unit: str
+    meaning: str
+    higher_is_better: bool = True
+
+
+METRICS: dict[str, Metric] = {
+    "exact_match": Metric(1, "proportion", "share of queries", "The generated answer equals one of the targets."),
+    "f1": Metric(1, "mean", "0 to 1", "Words (of symbols: characters) shared by the generated answer and a target."),
+    "teacher_forced_exact_match": Metric(
+        1, "proportion", "share of queries", "Each token of the first target is the likeliest after those before it."
+    ),
+    "token_accuracy": Metric(
+        1, "mean", "share of tokens", "Tokens of the first target that are the likeliest after those before it."
+    ),
+    "target_bits_per_token": Metric(
+        1, "mean", "bits/token", "Negative log2-likelihood of the first target.", higher_is_better=False
+    ),
+    "reconstruction_nats_per_token": Metric(
+        1, "mean", "nats/token", "Negative log-likelihood of the context, given its own state.", higher_is_better=False
+    ),
+}
+"""Every metric by the name it has in records, tables and example rows."""
+
+
+def normalized(text: str) -> str:
+    """SQuAD's normal form: lower case, without punctuation and articles, white space folded."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def exact_match(prediction: str, targets: Sequence[str], normalize: bool) -> bool:
+    """Whether `prediction` is one of `targets`, in normal form, or without `normalize` but for outer white space."""
+    form = normalized if normalize else str.strip
+    return form(prediction) in [form(target) for target in targets]
+
+
+def f1(prediction: str, targets: Sequence[str], normalize: bool) -> float:
+    """The best F1 over `targets`: of the bags of normalised words, or of characters without `normalize`.
+
+    As in SQuAD 2.0's official script, where either side is empty it is 1 if both are and else 0.
+    """
+    return max(_overlap(_parts(prediction, normalize), _parts(target, normalize)) for target in targets)
+
+
+def _parts(text: str, normalize: bool) -> Counter[str]:
+    return Counter(normalized(text).split() if normalize else text.strip())
+
+
+def _overlap(predicted: Counter[str], wanted: Counter[str]) -> float:
+    if not predicted or not wanted:
+        return float(predicted == wanted)
+    return 2 * (predicted & wanted).total() / (predicted.total() + wanted.total())

@@ -1,0 +1,192 @@
+"""Names of methods and tasks: where each comes from, and what stands behind it.
+
+One mechanism serves what is built in, a user's `--include-path` folder and an installed package's entry
+points. Looking a name up reads YAML and package metadata, and imports nothing that was named there.
+"""
+
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import entry_points
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+from gradmem_bench.config import MethodRecipe, load_yaml, validated
+from gradmem_bench.errors import UserError, did_you_mean
+
+Kind = Literal["method", "task"]
+
+_BUILT_IN = "gradmem-bench"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A name that `--method` or `--task` takes."""
+
+    kind: Kind
+    name: str
+    target: str
+    """The path of a YAML file, or `module:Class` (an entry point)."""
+    origin: str
+    """Where it comes from, for people: `built in`, a folder, or `distribution NAME VERSION`."""
+    distribution: str = ""
+    """The package that owns it, so that `DISTRIBUTION:NAME` names it alone; empty for a file of the user's."""
+    description: str = ""
+    members: tuple[str, ...] = ()
+    """The names of a task group's tasks; empty for anything else."""
+
+
+def recipe_folder(kind: Kind) -> Path:
+    """The folder of the built-in YAML files: package data of a wheel, or `methods/` and `tasks/` of a checkout."""
+    package = Path(__file__).parent
+    installed = package / "recipes" / f"{kind}s"
+    return installed if installed.is_dir() else package.parent / f"{kind}s"
+
+
+def entries(kind: Kind, include_paths: Sequence[Path] = ()) -> list[Entry]:
+    """Everything of this kind that has a name, sorted by it.
+
+    An include path's entry replaces a built-in or earlier one of its name, as in lm-eval. Of two packages
+    that own one name both are listed. A YAML file that cannot be read is warned of, and left out.
+
+    Args:
+        include_paths: folders; the YAML files of each and of its `methods/` or `tasks/` are read, except
+            those whose name starts with `_` (fragments to include).
+
+    Raises:
+        UserError: an include path is no folder.
+    """
+    found = []
+    for claim in chain.from_iterable(_claims(kind, include_paths).values()):
+        if isinstance(claim, UserError):
+            warnings.warn(f"Left out: {claim}", stacklevel=2)
+        else:
+            found.append(claim)
+    return sorted(found, key=lambda entry: entry.name)
+
+
+def resolve(kind: Kind, name: str, include_paths: Sequence[Path] = ()) -> Entry:
+    """The entry that `name` stands for: a name, `DISTRIBUTION:NAME`, or the path of a YAML file.
+
+    Raises:
+        UserError: there is none, its file is broken, or several own the name.
+    """
+    if Path(name).suffix in (".yaml", ".yml"):
+        return _read(kind, Path(name), load_yaml(Path(name)), origin=str(Path(name).parent))
+    claims = _claims(kind, include_paths)
+    found = [claim for claim in chain.from_iterable(claims.values()) if isinstance(claim, Entry)]
+    owners = [entry for entry in found if name in (entry.name, f"{entry.distribution}:{entry.name}")]
+    if len(owners) == 1:
+        return owners[0]
+    if owners:
+        raise UserError(
+            f"The {kind} '{name}' has several owners, {' and '.join(_owner(entry) for entry in owners)}; write "
+            f"{' or '.join(repr(f'{e.distribution}:{e.name}' if e.distribution else e.target) for e in owners)}."
+        )
+    for broken in claims.get(name, []):
+        raise broken
+    raise UserError(
+        f"There is no {kind} '{name}' (see `gradmem-bench list {kind}s`)."
+        f"{did_you_mean(name, claims)}"
+    )
+
+
+def method_recipe(entry: Entry) -> MethodRecipe:
+    """The recipe of a method: its YAML, or, for an entry point, the class with nothing but defaults.
+
+    Raises:
+        UserError: the YAML has an unknown key or a value of the wrong kind, or the target is no `module:Class`.
+    """
+    if _is_file(entry):
+        return validated(MethodRecipe, load_yaml(Path(entry.target)), entry.target)
+    return validated(MethodRecipe, {"name": entry.name, "class": entry.target}, entry.origin)
+
+
+def load_object(target: str, entry: Entry) -> Any:
+    """The object `module:name`, imported for `entry`.
+
+    The module may also stand beside the user's own YAML file, or beside the `methods/` or `tasks/` folder
+    that holds it: one file and one YAML make a method.
+
+    Raises:
+        UserError: the import fails, for whatever reason, or the module has no such name.
+    """
+    module_name, _, attribute = target.partition(":")
+    if _is_file(entry) and not entry.distribution:
+        folder = Path(entry.target).resolve().parent
+        # Last in the path: a user's file must not stand in for an installed module.
+        sys.path += [str(path) for path in (folder, folder.parent) if str(path) not in sys.path]
+    try:
+        module = import_module(module_name)
+    except Exception as error:
+        raise UserError(
+            f"The {entry.kind} '{entry.name}' ({_owner(entry)}) cannot be loaded: importing {module_name} raised "
+            f"{type(error).__name__}: {error}."
+        ) from error
+    if not hasattr(module, attribute):
+        raise UserError(
+            f"The {entry.kind} '{entry.name}' ({_owner(entry)}) cannot be loaded: {module_name} has no '{attribute}'."
+            f"{did_you_mean(attribute, (name for name in vars(module) if not name.startswith('_')))}"
+        )
+    return getattr(module, attribute)
+
+
+def _is_file(entry: Entry) -> bool:
+    return Path(entry.target).suffix in (".yaml", ".yml")
+
+
+def _owner(entry: Entry) -> str:
+    return entry.target if _is_file(entry) else entry.origin
+
+
+def _claims(kind: Kind, include_paths: Sequence[Path]) -> dict[str, list[Entry | UserError]]:
+    """Who owns each name; a file that cannot be read claims its own file name, with the reason."""
+    claims = _read_folder(kind, recipe_folder(kind), origin="built in", distribution=_BUILT_IN)
+    for point in entry_points(group=f"gradmem_bench.{kind}s"):
+        origin = f"distribution {point.dist.name} {point.dist.version}"
+        claims.setdefault(point.name, []).append(Entry(kind, point.name, point.value, origin, point.dist.name))
+    for folder in map(Path, include_paths):
+        if not folder.is_dir():
+            raise UserError(f"The include path {folder} is no folder.")
+        claims |= _read_folder(kind, folder, origin=str(folder), mixed=True)
+        claims |= _read_folder(kind, folder / f"{kind}s", origin=str(folder))
+    return claims
+
+
+def _read_folder(
+    kind: Kind, folder: Path, origin: str, distribution: str = "", mixed: bool = False
+) -> dict[str, list[Entry | UserError]]:
+    """The folder's claims by name; a `mixed` folder holds methods and tasks side by side, told apart by their keys."""
+    claims: dict[str, list[Entry | UserError]] = {}
+    for path in sorted(folder.glob("*.yaml")):
+        if path.name.startswith(("_", ".")):
+            continue
+        try:
+            values = load_yaml(path)
+            is_task = "task" in values or "group" in values
+            if mixed and kind != ("task" if is_task else "method") and (is_task or "class" in values):
+                continue
+            entry = _read(kind, path, values, origin, distribution)
+            claims.setdefault(entry.name, []).append(entry)
+        except UserError as error:
+            claims.setdefault(path.stem, []).append(error)
+    return claims
+
+
+def _read(kind: Kind, path: Path, values: dict[str, Any], origin: str, distribution: str = "") -> Entry:
+    if kind == "method":
+        recipe = validated(MethodRecipe, values, str(path))
+        return Entry(kind, recipe.name, str(path), origin, distribution, " ".join(recipe.description.split()))
+    key = "group" if "group" in values else "task"
+    name, members = values.get(key), values.get("task") if key == "group" else []
+    if not isinstance(name, str):
+        raise UserError(f"{path} declares no task: the key '{key}' is {name!r}, but a name was expected.")
+    if not (isinstance(members, list) and all(isinstance(member, str) for member in members)):
+        raise UserError(f"{path}: 'task' is {members!r}, but a group takes a list of task names.")
+    metadata = values.get("metadata")
+    # Not the key `description`: in lm-eval's format that is text put before every prompt.
+    description = metadata.get("description", "") if isinstance(metadata, dict) else ""
+    return Entry(kind, name, str(path), origin, distribution, " ".join(str(description).split()), tuple(members))

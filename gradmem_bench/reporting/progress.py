@@ -1,0 +1,88 @@
+"""What a person sees while a run is made: live bars on a terminal, one line a validation elsewhere."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from gradmem_bench.experiment import Plan
+    from gradmem_bench.results import RunRecord
+    from gradmem_bench.training import Progress as TrainingProgress
+
+
+class RunDisplay:
+    """The display of one run.
+
+    Args:
+        console: where it is shown.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def begin(self, plan: "Plan", number: int, total: int) -> None:
+        """Names the run that starts now."""
+        self.console.rule(
+            f"[bold]{plan.recipe.name}[/] on {plan.task.name} · {plan.backbone.name}  ({number}/{total})", align="left"
+        )
+
+    def note(self, text: str) -> None:
+        self.console.print(f"  {text}", highlight=False)
+
+    @contextmanager
+    def training(self, plan: "Plan") -> Iterator[Callable[["TrainingProgress", float, bool], None]]:
+        """A bar over the optimiser steps; yields what the trainer reports to."""
+        columns = (
+            TextColumn("  train"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[shown]}"),
+            TimeRemainingColumn(),
+        )
+        last = {"step": None, "seconds": 0.0, "rate": 0.0}
+        with Progress(*columns, console=self.console, transient=True) as bars:
+            bar = bars.add_task("train", total=plan.training.steps, shown="")
+
+            def report(progress: "TrainingProgress", loss: float, validated: bool) -> None:
+                if last["step"] is not None and progress.seconds > last["seconds"]:
+                    rate = 1 / (progress.seconds - last["seconds"])
+                    last["rate"] = rate if not last["rate"] else 0.95 * last["rate"] + 0.05 * rate
+                last.update(step=progress.step, seconds=progress.seconds)
+                score = progress.history[-1]["score"] if progress.history else None
+                validation = "" if score is None else f" · validation {score:.3f}"
+                shown = f"loss {loss:.3f}{validation} · {last['rate']:.1f} steps/s"
+                bars.update(bar, completed=progress.step, shown=shown)
+                if validated:
+                    stage = progress.history[-1]["stage"]
+                    stages = len(plan.training.curriculum) + 1
+                    where = f" · stage {stage + 1}/{stages}" if stages > 1 else ""
+                    self.note(
+                        f"step {progress.step:>6}{where} · loss {loss:.3f}{validation} · {progress.seconds:.0f} s"
+                    )
+
+            yield report
+
+    @contextmanager
+    def evaluation(self, total: int, done: int) -> Iterator[Callable[[int], None]]:
+        """A bar over the contexts that are written and asked."""
+        columns = (
+            TextColumn("  evaluate"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("contexts"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console, transient=True) as bars:
+            bar = bars.add_task("evaluate", total=total, completed=done)
+            yield lambda count: bars.advance(bar, count)
+
+    def finished(self, record: "RunRecord", folder: Path) -> None:
+        """The outcome in one line, and where it was put."""
+        result = record.metrics["exact_match"]
+        interval = "" if result.low is None else f" [{result.low:.3f}, {result.high:.3f}]"
+        self.note(f"exact match {result.value:.3f}{interval}, n = {result.n} · swap test {record.swap_test.outcome}")
+        self.note(f"[dim]{folder}[/]")

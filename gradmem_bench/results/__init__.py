@@ -1,0 +1,46 @@
+"""The record of a run and its rows, one an example: their schema, their files, and what made them."""
+
+from gradmem_bench.results.files import ExampleLog, find_records, read_examples, read_record, write_record
+from gradmem_bench.results.provenance import code_version, environment
+from gradmem_bench.results.schema import (
+    SCHEMA_VERSION,
+    BackboneRecord,
+    CodeVersion,
+    Costs,
+    Environment,
+    ExampleRow,
+    Measured,
+    MeasuredFootprint,
+    MethodRecord,
+    MetricResult,
+    RunRecord,
+    SourceRecord,
+    SwapTest,
+    TaskRecord,
+    TrainingRecord,
+)
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "BackboneRecord",
+    "CodeVersion",
+    "Costs",
+    "Environment",
+    "ExampleLog",
+    "ExampleRow",
+    "Measured",
+    "MeasuredFootprint",
+    "MethodRecord",
+    "MetricResult",
+    "RunRecord",
+    "SourceRecord",
+    "SwapTest",
+    "TaskRecord",
+    "TrainingRecord",
+    "code_version",
+    "environment",
+    "find_records",
+    "read_examples",
+    "read_record",
+    "write_record",
+]

@@ -1,0 +1,287 @@
+"""The schema of a run's record (`run.json`) and of its example rows (`examples.parquet`).
+
+SCHEMA_VERSION goes up whenever a file written before could no longer be read.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from gradmem_bench.config import Budget, StrictModel
+from gradmem_bench.statistics import Estimate
+
+SCHEMA_VERSION = 1
+
+
+class Part(StrictModel):
+    """A part of a record; NaN and infinity are refused, since JSON has neither."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class CodeVersion(Part):
+    """Which code made the numbers."""
+
+    version: str
+    """Version of gradmem-bench."""
+    commit: str | None
+    """Commit of the checkout that the package was run from; `None` outside one."""
+    dirty: bool | None
+    """Whether the package, its methods or its tasks differed from that commit."""
+
+
+class MethodRecord(Part):
+    """The memory that was evaluated."""
+
+    name: str
+    """Name of the recipe."""
+    implementation: str
+    """`module:Class`."""
+    parameters: dict[str, Any]
+    """The class's `Parameters` in full, as fitted to the budget."""
+    role: Literal["floor", "ceiling", "method"]
+    """What it is in a table."""
+    citation: str
+    """The paper it is from."""
+
+
+class SourceRecord(Part):
+    """Where the split's documents came from."""
+
+    location: str
+    """Hub id, path relative to the data folder, or `generated`."""
+    revision: str | None
+    """The hub commit that was loaded."""
+    content_hash: str | None
+    """SHA-256 of the local file, or of the generator's settings."""
+    rows: int
+    """Queries in the split, before any limit."""
+
+
+class TaskRecord(Part):
+    """What was asked, of how much."""
+
+    name: str
+    """Name of the task."""
+    version: str
+    """The task's own version."""
+    settings: dict[str, Any]
+    """The task's settings in full."""
+    normalized_answers: bool
+    """Whether answers were scored under SQuAD's normalisation (text) or letter by letter (symbols)."""
+    split: str
+    """Split that was evaluated."""
+    source: SourceRecord
+    """Where the split came from."""
+    limit: int | None
+    """The most contexts that were asked for; `None` is all."""
+    contexts: int
+    """Contexts that were written."""
+    queries: int
+    """Queries that were answered."""
+    truncated_contexts: int
+    """Contexts that were cut to fit the backbone's positions."""
+
+
+class BackboneRecord(Part):
+    """The causal LM."""
+
+    name: str
+    """Hub id, folder, or shape of a random model."""
+    revision: str | None
+    """Hub commit of the weights."""
+    tokenizer: str
+    """Hub id, folder, or name of the task's own tokenizer."""
+    family: str
+    """Model type, for example `llama`."""
+    parameter_count: int
+    """Parameters of the LM."""
+    weights_hash: str
+    """SHA-256 of the weights that every method started from; for a random model, of its configuration and seed."""
+
+
+class Measured(Part):
+    """One size over all contexts."""
+
+    mean: float
+    min: float
+    max: float
+
+    @classmethod
+    def of(cls, sizes: Sequence[float]) -> "Measured":
+        """Of at least one size."""
+        return cls(mean=sum(sizes) / len(sizes), min=min(sizes), max=max(sizes))
+
+
+class MeasuredFootprint(Part):
+    """What the states cost, measured on the states (design law 2)."""
+
+    state_bytes: Measured
+    """Serialised payload per context, in bytes."""
+    read_positions: Measured
+    """Positions before the query at READ, per context."""
+    read_kv_bytes: Measured
+    """Bytes of KV that those positions hold while answering, per context."""
+    context_tokens: float
+    """Mean length of a context, in the backbone's tokens."""
+    bytes_per_context_token: float
+    """State bytes over context tokens, summed over contexts."""
+
+
+class MetricResult(Estimate):
+    """One metric's value and interval."""
+
+    version: int
+    """The metric's version (see `gradmem_bench.metrics`)."""
+
+
+class SwapTest(Part):
+    """States given to the wrong queries: what is then still answered did not come from the state."""
+
+    contexts: int
+    """Contexts in the sample."""
+    queries: int
+    """Queries in the sample."""
+    own_score: float | None
+    """Exact match with each context's own state."""
+    swapped_score: float | None
+    """Exact match with another context's state."""
+    chance_score: float | None
+    """Exact match that a swapped state may reach by chance, since contexts share answers."""
+    passed: bool | None
+    """Whether swapping dropped the score to chance; `None` when it could not be tried."""
+    outcome: str
+    """The outcome as a sentence."""
+
+
+class Costs(Part):
+    """Wall-clock time."""
+
+    write_seconds_per_context: float
+    """Seconds of WRITE per context, at `batch_size`."""
+    read_seconds_per_query: float
+    """Seconds of READ and generation per query, at `batch_size`."""
+    batch_size: int
+    """Contexts written, or queries answered, at a time."""
+
+
+class TrainingRecord(Part):
+    """What the method's training cost (design law 4)."""
+
+    steps: int
+    """Optimiser steps."""
+    contexts: int
+    """Contexts seen, repeats counted."""
+    queries: int
+    """Queries seen, repeats counted."""
+    tokens: int
+    """Context, query and target tokens seen, repeats counted."""
+    flops: float | None
+    """Floating-point operations, where they were counted."""
+    seconds: float
+    """Wall-clock seconds, validation included."""
+    seed: int
+    """Seed of the weights that training adds, of the order of the data and of dropout."""
+    tuned_trials: int
+    """Configurations that were tried before this one."""
+    trained_parameters: int
+    """Parameters that were trained, the LM's included."""
+    config: dict[str, Any]
+    """The TrainingConfig in full."""
+    initial_checkpoint: str | None
+    """Checkpoint that training started from."""
+    best_validation_score: float | None
+    """Best score on the validation split; its step's weights were evaluated."""
+    best_step: int | None
+    """Optimiser step of the best validation score."""
+    stopped_because: str
+    """Why training ended."""
+
+
+class Environment(Part):
+    """The machine and the libraries."""
+
+    device: str
+    """Where the model ran, with the accelerator's name: `cpu`, `cuda (NVIDIA H200)`."""
+    dtype: str
+    """Dtype of the backbone's weights, for example `float32`."""
+    torch: str
+    """Version of torch."""
+    transformers: str
+    """Version of transformers."""
+    python: str
+    """Version of Python."""
+    platform: str
+    """Operating system and processor architecture."""
+    threads: int
+    """Threads that torch used on the CPU."""
+
+
+class RunRecord(Part):
+    """Everything about one method on one task."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    """Version of this schema."""
+    run_id: str
+    """Unique name of the run."""
+    created: str
+    """When the record was made: UTC, ISO 8601."""
+    command: list[str]
+    """The command as it was typed, one argument each."""
+    config_hash: str
+    """Fingerprint of the resolved configuration."""
+    code: CodeVersion
+    """Which code made the numbers."""
+    method: MethodRecord
+    """The memory that was evaluated."""
+    task: TaskRecord
+    """What was asked."""
+    backbone: BackboneRecord
+    """The causal LM."""
+    budget: Budget | None
+    """What was requested; `None` when nothing was."""
+    footprint: MeasuredFootprint
+    """What was measured."""
+    metrics: dict[str, MetricResult]
+    """Every metric by its name."""
+    swap_test: SwapTest
+    """Whether the answers came from the state."""
+    costs: Costs
+    """WRITE and READ time."""
+    training: TrainingRecord | None
+    """Training; `None` for a method that was not trained."""
+    environment: Environment
+    """The machine and the libraries."""
+
+
+class ExampleRow(StrictModel):
+    """One query's answer and scores. Texts are found by id in the task; the context is not stored."""
+
+    model_config = ConfigDict(ser_json_inf_nan="constants")
+
+    example_id: str
+    """The query's id; pairs the rows of two methods."""
+    context_id: str
+    """The document's id; rows that share it are not independent."""
+    prediction: str
+    """The generated answer."""
+    targets: list[str]
+    """Every accepted answer."""
+    exact_match: bool
+    f1: float
+    teacher_forced_exact_match: bool
+    token_accuracy: float
+    target_bits_per_token: float
+    reconstruction_nats_per_token: float | None
+    """Of the query's context, the same in all its rows."""
+    target_tokens: int = Field(ge=1)
+    """Tokens of the first target, without the end-of-text token."""
+    context_tokens: int
+    """Tokens of the context as it was written."""
+    context_truncated: bool
+    """Whether the context was cut to fit the backbone."""
+    state_bytes: int
+    """Serialised payload of the context's state."""
+    read_positions: int
+    """Positions before the query."""

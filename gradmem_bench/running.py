@@ -1,0 +1,271 @@
+"""Making a planned run: train or load, WRITE and READ every example, and leave a record behind."""
+
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from gradmem_bench import checkpoints
+from gradmem_bench.backbone import Backbone
+from gradmem_bench.config import Budget, fingerprint, merge
+from gradmem_bench.errors import UserError
+from gradmem_bench.evaluation import Evaluator
+from gradmem_bench.experiment import Plan, max_context_tokens
+from gradmem_bench.loading import load_backbone, weights_hash
+from gradmem_bench.methods.base import MemoryMethod
+from gradmem_bench.metrics import METRICS
+from gradmem_bench.results import (
+    BackboneRecord,
+    Costs,
+    ExampleLog,
+    ExampleRow,
+    Measured,
+    MeasuredFootprint,
+    MethodRecord,
+    MetricResult,
+    RunRecord,
+    SourceRecord,
+    SwapTest,
+    TaskRecord,
+    TrainingRecord,
+    code_version,
+    environment,
+    read_record,
+    write_record,
+)
+from gradmem_bench.reporting.progress import RunDisplay
+from gradmem_bench.statistics import estimate
+from gradmem_bench.swap import swap_test
+from gradmem_bench.tasks.base import Task
+from gradmem_bench.tasks.batching import EncodedDocument, encode_documents
+from gradmem_bench.tasks.declaration import load_task
+from gradmem_bench.training import PROGRESS_FILE, Progress, Trainer, TrainingStage
+
+_SWAPPED_DOCUMENTS = 64
+_EVALUATION_BATCH = 32
+
+
+def perform(plan: Plan, output: Path, display: RunDisplay) -> RunRecord:
+    """Makes the run in its own folder below `output`, or what is missing of it.
+
+    Raises:
+        UserError: training diverged, a state broke its budget, or a file in the folder is damaged.
+    """
+    folder = plan.folder(output)
+    if (folder / "run.json").exists():
+        display.note(f"done before, in {folder}")
+        return read_record(folder / "run.json")
+    folder.mkdir(parents=True, exist_ok=True)
+    options = plan.options
+    accelerator = Accelerator(
+        cpu=options.device == "cpu",
+        mixed_precision="bf16" if options.dtype == "bfloat16" else "no",
+        log_with="tensorboard",
+        project_dir=folder,
+    )
+    torch.manual_seed(options.seed)
+    backbone = load_backbone(plan.backbone, plan.task.tokenizer(), str(accelerator.device), options.seed)
+    method = plan.method_class(backbone, plan.parameters).to(accelerator.device)
+    initial_checkpoint = None
+    if plan.checkpoint is not None:
+        tensors, _ = checkpoints.load(plan.checkpoint, str(accelerator.device))
+        checkpoints.restore(method, tensors, plan.checkpoint)
+        initial_checkpoint = plan.checkpoint.name
+    training = _trained(plan, method, folder, accelerator, display, initial_checkpoint)
+    documents = plan.task.documents(plan.split)
+    encoded = encode_documents(documents[: options.limit], plan.task, backbone, plan.max_context_tokens)
+    evaluator = Evaluator(method, plan.task, _EVALUATION_BATCH, options.budget, accelerator.autocast)
+    rows = _evaluated(evaluator, encoded, folder, plan.config_hash, display)
+    swap = swap_test(evaluator, encoded[:_SWAPPED_DOCUMENTS])
+    record = _record(plan, backbone, rows, swap, evaluator, training)
+    write_record(record, folder)
+    display.finished(record, folder)
+    return record
+
+
+# -------------------------------------------------------------------------------------------- training
+
+
+def _trained(
+    plan: Plan,
+    method: MemoryMethod,
+    folder: Path,
+    accelerator: Accelerator,
+    display: RunDisplay,
+    initial_checkpoint: str | None,
+) -> TrainingRecord | None:
+    config = plan.training
+    path = folder / checkpoints.METHOD_FILE
+    if config is None:
+        return None
+    if path.exists():
+        tensors, about = checkpoints.load(path, str(accelerator.device))
+        checkpoints.restore(method, tensors, path)
+        progress = Progress(**about["progress"])
+        display.note(f"trained before: {progress.step} steps")
+    else:
+        identity = {"config_hash": plan.config_hash}
+        with display.training(plan) as report:
+            stages = _stages(plan, method.backbone)
+            trainer = Trainer(method, stages, config, plan.options.seed, folder, accelerator, identity, report)
+            accelerator.init_trackers("tensorboard")
+            if trainer.resume():
+                display.note(f"goes on from the checkpoint of step {trainer.progress.step}")
+            progress = trainer.run()
+            accelerator.end_training()
+        save_method(plan, method, progress, path)
+        (folder / PROGRESS_FILE).unlink(missing_ok=True)
+    return TrainingRecord(
+        steps=progress.step,
+        contexts=progress.contexts,
+        queries=progress.queries,
+        tokens=progress.tokens,
+        flops=progress.flops,
+        seconds=progress.seconds,
+        seed=plan.options.seed,
+        tuned_trials=0,
+        trained_parameters=sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad),
+        config=config.model_dump(mode="json"),
+        initial_checkpoint=initial_checkpoint,
+        best_validation_score=progress.best_score,
+        best_step=progress.best_step if progress.best_score is not None else None,
+        stopped_because=progress.stopped_because or "",
+    )
+
+
+def _stages(plan: Plan, backbone: Backbone) -> list[TrainingStage]:
+    """The curriculum's tasks and, last, the task itself; each with a validation set of its own."""
+
+    def stage(task: Task, until: float | None, steps: int | None) -> TrainingStage:
+        room = max_context_tokens(plan.method_class, plan.parameters, task, backbone)
+        held_out = task.documents("validation")[: plan.training.validation_contexts]
+        return TrainingStage(
+            task, task.documents("train"), encode_documents(held_out, task, backbone, room), room, until, steps
+        )
+
+    settings = plan.task.declaration.get(plan.task.settings_key) or {}
+    easier = [
+        stage(load_task(plan.task.path, merge(settings, one.task)), one.until, one.steps)
+        for one in plan.training.curriculum
+    ]
+    return [*easier, stage(plan.task, None, None)]
+
+
+def save_method(plan: Plan, method: MemoryMethod, progress: Progress, path: Path) -> None:
+    """The trained weights, with all that is needed to build the method again."""
+    about: dict[str, Any] = {
+        "method": plan.recipe.name,
+        "class": plan.recipe.implementation,
+        "parameters": plan.parameters.model_dump(mode="json"),
+        "backbone": plan.backbone.model_dump(mode="json", exclude_unset=True),
+        "backbone_weights_hash": method.backbone.identity["weights_hash"],
+        "task": plan.task.name,
+        "seed": plan.options.seed,
+        "hash": weights_hash(method),
+        "progress": vars(progress),
+    }
+    checkpoints.save(path, checkpoints.trained_tensors(method), about)
+
+
+# ------------------------------------------------------------------------------------------ evaluation
+
+
+def _evaluated(
+    evaluator: Evaluator, encoded: Sequence[EncodedDocument], folder: Path, key: str, display: RunDisplay
+) -> list[ExampleRow]:
+    log = ExampleLog(folder, key)
+    missing = [
+        document for document in encoded if any(query.id not in log.rows for query in document.document.queries)
+    ]
+    with display.evaluation(len(encoded), len(encoded) - len(missing)) as advance:
+        for batch in evaluator.batches(missing):
+            log.append(evaluator.rows(batch))
+            advance(len(batch))
+    if not missing:
+        # All rows are of a run that was killed before its record; its timings went with it.
+        evaluator.rows(list(encoded[:_EVALUATION_BATCH]))
+    rows = log.rows
+    log.finish()
+    return [rows[query.id] for document in encoded for query in document.document.queries]
+
+
+def metric_results(rows: Sequence[ExampleRow]) -> dict[str, MetricResult]:
+    """Every metric over the rows, clustered by context. One that belongs to a context counts once for each."""
+    results = {}
+    for name, metric in METRICS.items():
+        counted = rows
+        if name == "reconstruction_nats_per_token":
+            counted = list({row.context_id: row for row in rows if getattr(row, name) is not None}.values())
+        if not counted:
+            continue
+        values = [float(getattr(row, name)) for row in counted]
+        result = estimate(values, [row.context_id for row in counted], metric.kind == "proportion")
+        results[name] = MetricResult(**result.model_dump(), version=metric.version)
+    return results
+
+
+def _record(
+    plan: Plan,
+    backbone: Backbone,
+    rows: Sequence[ExampleRow],
+    swap: SwapTest,
+    evaluator: Evaluator,
+    training: TrainingRecord | None,
+) -> RunRecord:
+    options, configuration = plan.options, plan.configuration()
+    created = datetime.now(UTC)
+    contexts = list({row.context_id: row for row in rows}.values())
+    positions = [row.read_positions for row in contexts]
+    state_bytes = [row.state_bytes for row in contexts]
+    tokens = [row.context_tokens for row in contexts]
+    write_seconds, read_seconds = evaluator.timings.medians()
+    return RunRecord(
+        run_id=f"{plan.task.name}-{plan.recipe.name}-{created:%Y%m%dT%H%M%S}-{plan.config_hash[:8]}",
+        created=created.isoformat(timespec="seconds"),
+        command=["gradmem-bench", *sys.argv[1:]],
+        config_hash=plan.config_hash,
+        code=code_version(),
+        method=MethodRecord(
+            name=plan.recipe.name,
+            implementation=plan.recipe.implementation,
+            parameters=plan.parameters.model_dump(mode="json"),
+            role=plan.method_class.role,
+            citation=plan.recipe.citation,
+        ),
+        task=TaskRecord(
+            name=plan.task.name,
+            version=configuration["task"]["version"],
+            settings=configuration["task"]["settings"],
+            normalized_answers=plan.task.text_metrics,
+            split=plan.split,
+            source=SourceRecord(**vars(plan.task.source(plan.split))),
+            limit=options.limit,
+            contexts=len(contexts),
+            queries=len(rows),
+            truncated_contexts=sum(row.context_truncated for row in contexts),
+        ),
+        backbone=BackboneRecord(
+            **backbone.identity,
+            family=backbone.config.model_type,
+            parameter_count=sum(parameter.numel() for parameter in backbone.model.parameters()),
+        ),
+        budget=options.budget if options.budget != Budget() else None,
+        footprint=MeasuredFootprint(
+            state_bytes=Measured.of(state_bytes),
+            read_positions=Measured.of(positions),
+            read_kv_bytes=Measured.of([count * backbone.kv_bytes_per_position for count in positions]),
+            context_tokens=sum(tokens) / len(tokens),
+            bytes_per_context_token=sum(state_bytes) / sum(tokens),
+        ),
+        metrics=metric_results(rows),
+        swap_test=swap,
+        costs=Costs(
+            write_seconds_per_context=write_seconds, read_seconds_per_query=read_seconds, batch_size=evaluator.batch_size
+        ),
+        training=training,
+        environment=environment(str(evaluator.backbone.device), options.dtype),
+    )

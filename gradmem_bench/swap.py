@@ -1,0 +1,86 @@
+"""The swap test: given the state of another context, a method must know no more than chance (design law 1).
+
+A method that keeps the context anywhere but in the bytes still answers right with the wrong state. Chance is measured
+on the same answers: how often an answer from a foreign state would be right for another example with the same query.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from gradmem_bench.evaluation import Evaluator
+from gradmem_bench.metrics import exact_match
+from gradmem_bench.results import SwapTest
+from gradmem_bench.statistics import wilson
+from gradmem_bench.tasks.batching import EncodedDocument
+
+_LEVEL = 0.999
+_TOLERANCE = 0.02
+"""Foreign contexts of one source may hold an answer by themselves (two paragraphs of one article)."""
+
+
+def swap_test(evaluator: Evaluator, documents: Sequence[EncodedDocument]) -> SwapTest:
+    """Answers each document's first queries from its own state and from that of a document half the sample away."""
+    if len(documents) < 2:
+        return SwapTest(
+            contexts=len(documents),
+            queries=0,
+            own_score=None,
+            swapped_score=None,
+            chance_score=None,
+            passed=None,
+            outcome="not tried: it takes two contexts",
+        )
+    states: dict[str, bytes] = {}
+    for batch in evaluator.batches(documents):
+        written = evaluator.write(batch, reconstruct=False)
+        states.update(zip((document.document.id for document in batch), written.states, strict=True))
+    asked = [(document, index) for document in documents for index in range(min(4, len(document.queries)))]
+    away = {document.document.id: documents[row - len(documents) // 2] for row, document in enumerate(documents)}
+
+    def answers(foreign: bool) -> list[str]:
+        owners = [away[document.document.id] if foreign else document for document, _ in asked]
+        read = evaluator.read(
+            [states[owner.document.id] for owner in owners],
+            [document.queries[index] for document, index in asked],
+            [document.targets[index] for document, index in asked],
+            generate=True,
+        )
+        return [evaluator.answer_text(ids) for _, _, ids, _ in read]
+
+    normalize = evaluator.task.text_metrics
+    queries = [document.document.queries[index] for document, index in asked]
+    own, foreign = answers(False), answers(True)
+    own_right = sum(exact_match(answer, query.targets, normalize) for answer, query in zip(own, queries, strict=True))
+    swapped_right = sum(
+        exact_match(answer, query.targets, normalize) for answer, query in zip(foreign, queries, strict=True)
+    )
+    chance = _chance(foreign, [(document.document.id, query) for (document, _), query in zip(asked, queries, strict=True)], normalize)
+    count = len(asked)
+    own_score, swapped_score = own_right / count, swapped_right / count
+    low, _ = wilson(swapped_right, count, _LEVEL)
+    allowed = chance + max(_TOLERANCE, 0.1 * (own_score - chance))
+    passed = low <= allowed
+    sentence = f"exact match is {own_score:.3f} from each context's own state, {swapped_score:.3f} from another's, and {chance:.3f} by chance"
+    outcome = f"passed: {sentence}" if passed else f"FAILED, answers do not come from the state alone: {sentence}"
+    return SwapTest(
+        contexts=len(documents),
+        queries=count,
+        own_score=own_score,
+        swapped_score=swapped_score,
+        chance_score=chance,
+        passed=passed,
+        outcome=outcome,
+    )
+
+
+def _chance(answers: Sequence[str], asked: Sequence[tuple], normalize: bool) -> float:
+    """How often each answer is right for the other contexts' examples: of the same query, or of all where none shares it."""
+    same_text = defaultdict(list)
+    for example in asked:
+        same_text[example[1].text].append(example)
+    total = 0.0
+    for answer, (context_id, query) in zip(answers, asked, strict=True):
+        others = [other for owner, other in same_text[query.text] if owner != context_id]
+        others = others or [other for owner, other in asked if owner != context_id]
+        total += sum(exact_match(answer, other.targets, normalize) for other in others) / len(others)
+    return total / len(answers)

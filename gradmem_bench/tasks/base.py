@@ -1,0 +1,108 @@
+"""The contract of a task: documents, each a context that is removed and the queries asked of it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Split = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class Query:
+    """One question to a memory."""
+
+    id: str
+    """Unique within the task and split; pairs the rows of two methods."""
+    text: str
+    """What stands after the memory, up to where the answer begins."""
+    targets: tuple[str, ...]
+    """Every accepted answer; the first is the one trained on and teacher-forced."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """A context that is written once, and every query that is asked of it."""
+
+    id: str
+    context: str
+    queries: tuple[Query, ...]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a split's documents come from, for the record (design law 6)."""
+
+    location: str
+    """Hub id, path relative to the data folder, or `generated`."""
+    revision: str | None
+    """The hub commit that was loaded; `None` for local files and generated data."""
+    content_hash: str | None
+    """SHA-256 of the local file, or of the generator's settings."""
+    rows: int
+    """Queries in the split, before any limit."""
+
+
+class Task(ABC):
+    """A context-removal task, as declared in one YAML file in lm-eval's format.
+
+    A subclass says where documents come from; everything else is in the declaration, whose keys are lm-eval's.
+    """
+
+    settings_key: ClassVar[str] = "dataset_kwargs"
+    """The YAML key that `--set task.KEY=VALUE` and a curriculum's stages write to."""
+
+    def __init__(self, declaration: dict[str, Any], path: Path | None = None) -> None:
+        """`declaration` is the YAML file's mapping (see `gradmem_bench.tasks.declaration`), `path` where it stands."""
+        self.declaration = declaration
+        self.path = path
+
+    @property
+    def name(self) -> str:
+        return self.declaration["task"]
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The free `metadata:` of the YAML: `version`, the default `backbone` and `training`, a citation."""
+        return self.declaration.get("metadata", {})
+
+    @property
+    def target_delimiter(self) -> str:
+        """What stands between a query and its target (lm-eval's key of that name)."""
+        return self.declaration.get("target_delimiter", " ")
+
+    @property
+    def text_metrics(self) -> bool:
+        """Whether answers are scored under SQuAD's normalisation (text) or letter by letter (symbols)."""
+        return self.metadata.get("normalize_answers", True)
+
+    @property
+    def max_new_tokens(self) -> int:
+        return self.declaration.get("generation_kwargs", {}).get("max_gen_toks", 32)
+
+    @property
+    def until(self) -> tuple[str, ...]:
+        """Strings at which a generated answer ends, the end-of-text token apart."""
+        until = self.declaration.get("generation_kwargs", {}).get("until", ())
+        return (until,) if isinstance(until, str) else tuple(until)
+
+    @property
+    def truncate_contexts(self) -> bool:
+        """Whether a context longer than the backbone's positions is cut (and counted) rather than refused."""
+        return self.metadata.get("truncate_contexts", False)
+
+    @abstractmethod
+    def documents(self, split: Split) -> Sequence[Document]:
+        """The split's documents; indexable, and cheap to take slices of. Raises UserError where it has none."""
+
+    @abstractmethod
+    def source(self, split: Split) -> Source:
+        """Where `documents(split)` comes from."""
+
+    def tokenizer(self) -> "PreTrainedTokenizerBase | None":
+        """The task's own tokenizer for backbones that have none, or `None`."""
+        return None

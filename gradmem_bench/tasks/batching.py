@@ -1,0 +1,85 @@
+"""From documents to tokens: what is encoded, what is cut, and what a training batch is made of."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from gradmem_bench.backbone import Backbone
+from gradmem_bench.batch import Batch, Tokens
+from gradmem_bench.errors import UserError
+from gradmem_bench.tasks.base import Document, Task
+
+
+@dataclass(frozen=True)
+class EncodedDocument:
+    """A document in token ids."""
+
+    document: Document
+    context: list[int]
+    queries: list[list[int]]
+    targets: list[list[int]]
+    """Each query's first accepted answer, without the end-of-text token."""
+    truncated: bool
+    """Whether the context was cut to what the backbone has positions for."""
+
+
+def encode_documents(
+    documents: Sequence[Document], task: Task, backbone: Backbone, max_context_tokens: int | None = None
+) -> list[EncodedDocument]:
+    """Encodes documents, in their order.
+
+    A query and its answer are encoded together and split where the query ends, as lm-eval does, so that a tokenizer
+    that marks the beginning of a word sees the answer in its place.
+
+    Raises:
+        UserError: a context is longer than `max_context_tokens` and the task does not allow cutting it.
+    """
+    contexts = backbone.encode_contexts([document.context for document in documents])
+    asked = [query for document in documents for query in document.queries]
+    alone = backbone.encode([query.text for query in asked])
+    answers = [task.target_delimiter + query.targets[0] for query in asked]
+    together = backbone.encode([query.text + answer for query, answer in zip(asked, answers, strict=True)])
+    targets = []
+    for answer, query, both in zip(answers, alone, together, strict=True):
+        split_cleanly = both[: len(query)] == query and len(both) > len(query)
+        targets.append(both[len(query) :] if split_cleanly else backbone.encode([answer])[0])
+    encoded, first = [], 0
+    for document, context in zip(documents, contexts, strict=True):
+        last = first + len(document.queries)
+        truncated = max_context_tokens is not None and len(context) > max_context_tokens
+        if truncated and not task.truncate_contexts:
+            raise UserError(
+                f"The context of document '{document.id}' of {task.name} has {len(context)} tokens, but at most "
+                f"{max_context_tokens} fit the backbone's {backbone.max_positions} positions beside memory, query and "
+                "answer; take a backbone with more, or set truncate_contexts: true in the task's metadata."
+            )
+        encoded.append(
+            EncodedDocument(
+                document, context[:max_context_tokens] if truncated else context, alone[first:last], targets[first:last], truncated
+            )
+        )
+        first = last
+    return encoded
+
+
+def training_batch(
+    encoded: Sequence[EncodedDocument], end_id: int, queries_per_context: int | None, generator: np.random.Generator
+) -> Batch:
+    """The documents' contexts with all of their queries, or `queries_per_context` drawn from each."""
+    queries, targets, context_of = [], [], []
+    for row, document in enumerate(encoded):
+        chosen = np.arange(len(document.queries))
+        if queries_per_context is not None and queries_per_context < len(chosen):
+            chosen = generator.choice(chosen, queries_per_context, replace=False)
+        for index in chosen:
+            queries.append(document.queries[index])
+            targets.append([*document.targets[index], end_id])
+            context_of.append(row)
+    return Batch(
+        Tokens.from_lists([document.context for document in encoded]),
+        Tokens.from_lists(queries),
+        Tokens.from_lists(targets),
+        torch.tensor(context_of),
+    )

@@ -1,0 +1,284 @@
+"""Tasks whose documents are rows of a data set, grouped by context."""
+
+import ast
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import BaseLoader, Environment, StrictUndefined, TemplateError, UndefinedError
+
+from gradmem_bench.config import FunctionReference, StrictModel, validated
+from gradmem_bench.errors import UserError
+from gradmem_bench.tasks.base import Document, Query, Source, Split, Task
+from gradmem_bench.tasks.sources import DATA_VARIABLE, SUFFIXES, Row, Rows, load_from_hub, local_file, read_local
+
+HELD_OUT_FRACTION = 0.05
+HELD_OUT_LIMIT = 500
+
+# The options of lm-eval's own environment: a template means here what it means there.
+_JINJA = Environment(loader=BaseLoader(), undefined=StrictUndefined, keep_trailing_newline=True)
+_FILE_FORMATS = ("json", "parquet")
+
+
+class DocumentsSettings(StrictModel):
+    """`dataset_kwargs` of a task that reads a data set."""
+
+    data_files: dict[str, str] = {}
+    """Split -> JSONL or Parquet file, relative to the YAML's folder; with `dataset_path: json` or `parquet`."""
+    revision: str | None = None
+    """The hub commit, branch or tag to load."""
+
+
+class Plan(NamedTuple):
+    """Which split of the data set serves as which split of the task."""
+
+    data_split: str
+    held_out: bool | None
+    """True: only the documents held out of it; False: only the others; None: all of them."""
+
+
+class Documents(Task):
+    """Rows with a context, a query and its accepted answers; rows with one and the same context are one Document.
+
+    Rows come from `<data folder>/<dataset_path>/<split>.jsonl` (`.jsonl.xz`, `.parquet`) when the data folder has
+    any split of the data set, else from the hub.
+
+    The reported split is never the one that models are selected on. Where there is a test split, `test` and
+    `validation` are the data's own. Where there is none (none is declared, or the local folder lacks it), `test` is
+    the data's validation split, and `validation` is held out of the training split: the 5 % of its documents, at
+    most 500, whose contexts have the smallest SHA-256. `train` is then the rest.
+    """
+
+    def __init__(self, declaration: dict[str, Any], path: Path | None = None) -> None:
+        super().__init__(declaration, path)
+        where = str(path or self.name)
+        self.settings = validated(
+            DocumentsSettings, declaration.get(self.settings_key, {}), f"{where}: {self.settings_key}"
+        )
+        self._dataset = declaration.get("dataset_path")
+        if self._dataset is None:
+            raise UserError(f"{where} needs a dataset_path, or a metadata.class that makes its own documents.")
+        if (self._dataset in _FILE_FORMATS) != bool(self.settings.data_files):
+            raise UserError(
+                f"{where}: dataset_path '{_FILE_FORMATS[0]}' or '{_FILE_FORMATS[1]}' and data_files go together."
+            )
+        self._where = where
+        self._rows: dict[str, Rows] = {}
+        self._grouped: dict[str, list[Document]] = {}
+
+    def documents(self, split: Split) -> list[Document]:
+        """The split's documents, in the order in which their contexts first appear."""
+        plan = self._plan(split)
+        if plan.data_split not in self._grouped:
+            self._grouped[plan.data_split] = self._group(plan.data_split)
+        documents = self._grouped[plan.data_split]
+        if plan.held_out is None:
+            return documents
+        if len(documents) < 2:
+            raise UserError(f"{self._where}: '{plan.data_split}' has too few contexts to hold any out for validation.")
+        count = min(HELD_OUT_LIMIT, max(1, round(HELD_OUT_FRACTION * len(documents))))
+        held_out = set(sorted(document.id for document in documents)[:count])
+        return [document for document in documents if (document.id in held_out) == plan.held_out]
+
+    def source(self, split: Split) -> Source:
+        """Where the split comes from; the location says so where it is a part of a data split."""
+        plan, documents = self._plan(split), self.documents(split)
+        rows = self._read(plan.data_split)
+        part = {None: "", True: " (held-out part)", False: " (without the held-out part)"}[plan.held_out]
+        location = f"{rows.location}:{plan.data_split}" if rows.content_hash is None else rows.location
+        return Source(
+            location + part, rows.revision, rows.content_hash, sum(len(document.queries) for document in documents)
+        )
+
+    # ------------------------------------------------------------------------------------------ splits
+
+    @cached_property
+    def _splits(self) -> dict[str, str | None]:
+        """train, validation, test -> the data's name for it; `None` where it has none."""
+        keys = {"train": "training_split", "validation": "validation_split", "test": "test_split"}
+        splits = {split: self.declaration.get(key) for split, key in keys.items()}
+        if self.settings.data_files or self._is_local:
+            splits = {split: name if name and self._file(name) else None for split, name in splits.items()}
+        return splits
+
+    def _plan(self, split: Split) -> Plan:
+        if split not in self._splits:
+            raise UserError(f"There is no split '{split}'; a task has train, validation and test.")
+        names = self._splits
+        holds_out = names["validation"] is None
+        if split == "test" and (names["test"] or names["validation"]):
+            return Plan(names["test"] or names["validation"], None)
+        if split == "validation" and not holds_out:
+            return Plan(names["validation"], None)
+        if split != "test" and names["train"]:
+            return Plan(names["train"], (split == "validation") if holds_out else None)
+        raise UserError(f"{self._where} has no data for '{split}': {self._missing(split)}.")
+
+    def _missing(self, split: Split) -> str:
+        key = {"train": "training_split", "validation": "training_split", "test": "validation_split"}[split]
+        name = self.declaration.get(key)
+        if name is None:
+            return f"it declares no {key}"
+        return f"there is no file for its {key} '{name}' ({'; '.join(self._looked_at(name))})"
+
+    # -------------------------------------------------------------------------------------------- rows
+
+    @property
+    def _folder(self) -> str:
+        name = self.declaration.get("dataset_name")
+        return f"{self._dataset}/{name}" if name else self._dataset
+
+    @cached_property
+    def _is_local(self) -> bool:
+        # One split found locally decides for all: a table must not mix a local subset with the hub's data.
+        keys = ("training_split", "validation_split", "test_split")
+        return any(local_file(self._folder, name) for key in keys if (name := self.declaration.get(key)))
+
+    def _file(self, data_split: str) -> Path | None:
+        if not self.settings.data_files:
+            return local_file(self._folder, data_split)
+        file = self.settings.data_files.get(data_split)
+        return (self.path.parent if self.path else Path()) / file if file else None
+
+    def _looked_at(self, data_split: str) -> list[str]:
+        if self.settings.data_files:
+            return [f"data_files names {', '.join(sorted(self.settings.data_files))}"]
+        folder = os.environ.get(DATA_VARIABLE)
+        if not folder:
+            return [f"{DATA_VARIABLE} is not set"]
+        return [f"{Path(folder) / self._folder / data_split}{{{','.join(SUFFIXES)}}} does not exist"]
+
+    def _read(self, data_split: str) -> Rows:
+        if data_split not in self._rows:
+            file = self._file(data_split)
+            if self.settings.data_files:
+                rows = read_local(file, self.settings.data_files[data_split])
+            elif file is not None:
+                rows = read_local(file, f"{self._folder}/{file.name}")
+            else:
+                name, revision = self.declaration.get("dataset_name"), self.settings.revision
+                rows = load_from_hub(self._dataset, name, data_split, revision, self._looked_at(data_split))
+            self._rows[data_split] = rows
+        return self._rows[data_split]
+
+    def _process(self, rows: Rows) -> list[Row]:
+        reference = self.declaration.get("process_docs")
+        if reference is None:
+            return rows.rows
+        import datasets
+        import pyarrow
+
+        function = resolve_function(reference, self.path.parent if self.path else None, f"{self._where}: process_docs")
+        quiet = not datasets.are_progress_bars_disabled()
+        if quiet:
+            datasets.disable_progress_bars()
+        try:
+            return function(datasets.Dataset.from_list(rows.rows)).to_list()
+        except pyarrow.ArrowException as error:
+            raise UserError(f"{rows.location}: a column holds values of different kinds ({error}).") from error
+        except KeyError as error:
+            raise UserError(
+                f"{rows.location} has no column {error}, which process_docs ({reference}) needs."
+            ) from error
+        finally:
+            if quiet:
+                datasets.enable_progress_bars()
+
+    # --------------------------------------------------------------------------------------- documents
+
+    def _group(self, data_split: str) -> list[Document]:
+        found = self._read(data_split)
+        unit = "document" if self.declaration.get("process_docs") else "line"
+        render_text = self._field("doc_to_text", "{{query}}")
+        render_target = self._field("doc_to_target", None)
+        queries: dict[str, list[Query]] = {}
+        seen: dict[str, int] = {}
+        for index, row in enumerate(self._process(found)):
+            where = f"{found.location}, {unit} {index + 1}"
+            context = row.get("context")
+            if not isinstance(context, str) or not context:
+                raise UserError(f"{where}: the column 'context' should hold a text, {_what(row, 'context')}.")
+            if render_target is None:
+                key = "targets" if "targets" in row else "target"
+                targets, shown = row.get(key), _what(row, key)
+            else:
+                key, targets = "doc_to_target", render_target(row, where)
+                shown = f"and gives {targets!r}"
+            targets = (targets,) if isinstance(targets, str) else tuple(targets or ())
+            if not targets or not all(isinstance(target, str) and target for target in targets):
+                raise UserError(f"{where}: '{key}' should hold a text or a list of texts, {shown}.")
+            identity = str(row["id"]) if row.get("id") is not None else f"{data_split}-{index}"
+            if identity in seen:
+                raise UserError(f"{where}: the id '{identity}' stands at {unit} {seen[identity]} already.")
+            seen[identity] = index + 1
+            text = render_text(row, where)
+            if not isinstance(text, str):
+                raise UserError(f"{where}: doc_to_text should give a text, and gives {text!r}.")
+            queries.setdefault(context, []).append(Query(identity, text, targets))
+        if not queries:
+            raise UserError(f"{found.location}: no document is left after process_docs.")
+        return [Document(sha256(c.encode()).hexdigest()[:16], c, tuple(asked)) for c, asked in queries.items()]
+
+    def _field(self, key: str, default: str | None) -> Callable[[Row, str], Any] | None:
+        """What `doc_to_text` or `doc_to_target` makes of a row: a function's value, a column's, or a template's."""
+        declared = self.declaration.get(key, default)
+        if declared is None:
+            return None
+        if isinstance(declared, FunctionReference):
+            function = resolve_function(declared, self.path.parent if self.path else None, f"{self._where}: {key}")
+            return lambda row, where: function(row)
+        try:
+            template = _JINJA.from_string(declared)
+        except TemplateError as error:
+            raise UserError(f"{self._where}: {key} is no jinja2 template: {error}.") from None
+
+        def render(row: Row, where: str) -> Any:
+            if declared in row:
+                return row[declared]
+            try:
+                text = template.render(**row)
+            except UndefinedError as error:
+                raise UserError(f"{where}: {key} is '{declared}', but {error}; columns: {', '.join(row)}.") from None
+            return _listed(text) if key == "doc_to_target" else text
+
+        return render
+
+
+def resolve_function(reference: str, folder: Path | None, where: str) -> Callable:
+    """The function behind lm-eval's `!function a.b.name`: `a/b.py` in `folder` first, then the importable module `a.b`.
+
+    Raises UserError, naming `where`, when neither has it.
+    """
+    if not isinstance(reference, FunctionReference):
+        raise UserError(f"{where} is '{reference}', but a function was expected: !function package.module.name.")
+    module_name, _, name = reference.rpartition(".")
+    file = folder / f"{module_name.replace('.', '/')}.py" if folder and module_name else None
+    try:
+        if file is not None and file.is_file():
+            spec = importlib.util.spec_from_file_location(str(file.resolve().with_suffix("")), file)
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(module_name)
+        return getattr(module, name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{where} names the function '{reference}', which cannot be imported ({error}).") from error
+
+
+def _listed(text: str) -> str | list[str]:
+    """lm-eval reads a rendered target that looks like a Python list as that list; so does this."""
+    if text.startswith("[") and text.endswith("]"):
+        try:
+            return ast.literal_eval(text)
+        except (SyntaxError, ValueError):
+            pass
+    return text
+
+
+def _what(row: Row, column: str) -> str:
+    return f"and holds {row[column]!r}" if column in row else f"and is missing; the columns are {', '.join(row)}"

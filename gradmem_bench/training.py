@@ -1,0 +1,299 @@
+"""One training loop for every method, on Accelerate: curriculum, validation, early stop, and resume.
+
+What step s trains on is a function of the seed and s alone. A run that was killed therefore goes on from its last
+checkpoint exactly as if it had not been.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from gradmem_bench import checkpoints
+from gradmem_bench.batch import Batch
+from gradmem_bench.config import TrainingConfig
+from gradmem_bench.errors import UserError
+from gradmem_bench.evaluation import Evaluator
+from gradmem_bench.methods.base import MemoryMethod
+from gradmem_bench.tasks.base import Document, Task
+from gradmem_bench.tasks.batching import EncodedDocument, encode_documents, training_batch
+
+PROGRESS_FILE = "training.safetensors"
+_STREAM = 1_000_000
+"""A split with more documents is a generated stream."""
+_BATCHES_SORTED = 8
+
+
+@dataclass(frozen=True)
+class TrainingStage:
+    """A part of the curriculum with its documents at hand; the last one is the task itself."""
+
+    task: Task
+    documents: Sequence[Document]
+    validation: list[EncodedDocument]
+    max_context_tokens: int
+    until: float | None
+    """The validation score at which the next stage begins; `None` for the task itself."""
+    steps: int | None
+    """The most steps to spend; `None` has no bound but the training's own."""
+
+
+@dataclass
+class Progress:
+    """All that a resumed training has to know, beside weights and moments."""
+
+    step: int = 0
+    stage: int = 0
+    stage_began: int = 0
+    best_score: float | None = None
+    best_step: int = 0
+    validations_since_best: int = 0
+    stopped_because: str | None = None
+    contexts: int = 0
+    queries: int = 0
+    tokens: int = 0
+    flops: float = 0.0
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """One row a validation: step, stage, loss, score, learning rate, seconds."""
+
+
+class Trainer:
+    """Trains one method.
+
+    Args:
+        method: its parameters that require a gradient are trained.
+        stages: the curriculum, easiest first.
+        config: how.
+        seed: of the order of the data and of which queries are asked.
+        folder: where the checkpoint and the tensorboard log go.
+        accelerator: device, precision and processes.
+        identity: what the training is; a checkpoint of another identity is refused.
+        report: called with the progress and the newest loss at each step and each validation, for the display.
+    """
+
+    def __init__(
+        self,
+        method: MemoryMethod,
+        stages: Sequence[TrainingStage],
+        config: TrainingConfig,
+        seed: int,
+        folder: Path,
+        accelerator: Accelerator,
+        identity: dict[str, Any],
+        report: Callable[[Progress, float, bool], None],
+    ) -> None:
+        self.stages, self.config, self.seed, self.folder = stages, config, seed, folder
+        self.accelerator, self.identity, self.report = accelerator, identity, report
+        self.method = method
+        self.parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(
+            self.parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+        )
+        self.model, self.optimizer = accelerator.prepare(method, optimizer)
+        self.progress = Progress()
+        self.best: dict[str, Tensor] = {}
+
+    # ------------------------------------------------------------------------------------------ resume
+
+    def save(self) -> None:
+        """Writes weights, moments, best weights and progress as one file."""
+        if not self.accelerator.is_main_process:
+            return
+        tensors = {f"method.{name}": tensor for name, tensor in checkpoints.trained_tensors(self.method).items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
+        for index, parameter in enumerate(self.parameters):
+            for name, moment in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer.{index}.{name}"] = moment
+        about = {"identity": self.identity, "progress": asdict(self.progress)}
+        checkpoints.save(self.folder / PROGRESS_FILE, tensors, about)
+
+    def resume(self) -> bool:
+        """Goes back to the last checkpoint in the folder, if there is one."""
+        path = self.folder / PROGRESS_FILE
+        if not path.exists():
+            return False
+        tensors, about = checkpoints.load(path)
+        if about["identity"] != self.identity:
+            raise UserError(f"{path} belongs to another training; name another --output or remove it.")
+        parts: dict[str, dict[str, Tensor]] = {"method": {}, "best": {}, "optimizer": {}}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = tensor
+        checkpoints.restore(self.method, parts["method"], path)
+        device = self.accelerator.device
+        self.best = {name: tensor.to(device) for name, tensor in parts["best"].items()}
+        for name, moment in parts["optimizer"].items():
+            index, _, key = name.partition(".")
+            state = self.optimizer.state[self.parameters[int(index)]]
+            # AdamW keeps its step count on the CPU.
+            state[key] = moment if key == "step" else moment.to(device)
+        self.progress = Progress(**about["progress"])
+        return True
+
+    # -------------------------------------------------------------------------------------------- data
+
+    def _indices(self, stage: TrainingStage, step: int) -> list[int]:
+        """Which documents step `step` of a stage trains on, from the seed and the step alone.
+
+        A data set is shuffled epoch by epoch; batches are then made within stretches of a few, by length, because a
+        batch costs what its longest context costs. A generated stream is never gone through twice.
+        """
+        size, total = self.config.batch_size, len(stage.documents)
+        if total > _STREAM:
+            return list(range(step * size, (step + 1) * size))
+        stretch, place = divmod(step, _BATCHES_SORTED)
+        first = stretch * _BATCHES_SORTED * size
+        drawn: list[int] = []
+        while len(drawn) < _BATCHES_SORTED * size:
+            epoch, offset = divmod(first + len(drawn), total)
+            order = np.random.default_rng([self.seed, epoch]).permutation(total)
+            drawn += order[offset : offset + _BATCHES_SORTED * size - len(drawn)].tolist()
+        drawn.sort(key=lambda index: len(stage.documents[index].context))
+        batches = [drawn[start : start + size] for start in range(0, len(drawn), size)]
+        # Shuffled again: the loss should not rise and fall with the length.
+        return batches[np.random.default_rng([self.seed, stretch]).permutation(_BATCHES_SORTED)[place]]
+
+    def _batch(self, stage_index: int, step: int, stage_began: int) -> Batch:
+        stage = self.stages[stage_index]
+        indices = self._indices(stage, step - stage_began)
+        if len(stage.documents) > _STREAM:
+            # A generator makes a slice at once much faster than one document after another.
+            documents = stage.documents[indices[0] : indices[-1] + 1]
+        else:
+            documents = [stage.documents[index] for index in indices]
+        share = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
+        encoded = encode_documents(documents[share], stage.task, self.method.backbone, stage.max_context_tokens)
+        generator = np.random.default_rng([self.seed, step])
+        return training_batch(
+            encoded, self.method.backbone.end_id, self.config.queries_per_context, generator
+        )
+
+    def _batches(self, executor: ThreadPoolExecutor) -> Iterator[Batch]:
+        """The batches from the present step on, each prepared while the one before it is trained on."""
+        key, future = None, None
+        while True:
+            here = (self.progress.stage, self.progress.step, self.progress.stage_began)
+            # A new stage began after the batch was ordered.
+            if key != here or future is None:
+                future = executor.submit(self._batch, *here)
+            batch = future.result()
+            key = (here[0], here[1] + 1, here[2])
+            future = executor.submit(self._batch, *key)
+            yield batch
+
+    # ---------------------------------------------------------------------------------------- training
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of step `step`, counted from 0."""
+        config = self.config
+        warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
+        done = min(1.0, max(0, step - config.warmup_steps) / max(1, config.steps - config.warmup_steps))
+        decay = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[config.schedule]
+        return config.learning_rate * warm * decay
+
+    def run(self) -> Progress:
+        """Trains until the steps are done, the score is reached, or patience is at its end; keeps the best weights.
+
+        Raises:
+            UserError: the loss or its gradient is not finite; the last checkpoint stays as it was.
+        """
+        progress, config = self.progress, self.config
+        with ThreadPoolExecutor(1) as executor:
+            batches = self._batches(executor)
+            while progress.step < config.steps and progress.stopped_because is None:
+                started = time.perf_counter()
+                loss = self._step(next(batches))
+                progress.step += 1
+                progress.seconds += time.perf_counter() - started
+                validate = progress.step % config.evaluate_every == 0 or progress.step == config.steps
+                if validate:
+                    self._validate(loss)
+                    self.save()
+                self.report(progress, loss, validate)
+            batches.close()
+        if progress.stopped_because is None:
+            progress.stopped_because = "all steps were done"
+        if self.best:
+            checkpoints.restore(self.method, self.best, self.folder / PROGRESS_FILE)
+        return progress
+
+    def _step(self, whole: Batch) -> float:
+        config, progress = self.config, self.progress
+        self.model.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(progress.step)
+        # FLOPs are counted once in each interval and taken for all of its steps: counting slows a step down.
+        counted = progress.step % config.evaluate_every == 0
+        total, size = 0.0, len(whole)
+        counter = FlopCounterMode(display=False) if counted else None
+        if counter:
+            counter.__enter__()
+        pieces = -(-size // config.accumulation_steps)
+        for start in range(0, size, pieces):
+            batch = whole.select(start, min(size, start + pieces)) if config.accumulation_steps > 1 else whole
+            batch = batch.to(self.accelerator.device)
+            share = batch.targets.mask.sum() / whole.targets.mask.sum()
+            with sdpa_kernel(SDPBackend.MATH) if counted else self.accelerator.autocast():
+                loss = self.model(batch).total
+            self.accelerator.backward(loss * share)
+            total += float(loss.detach() * share)
+        if counter:
+            counter.__exit__(None, None, None)
+            progress.flops += counter.get_total_flops() * min(config.evaluate_every, config.steps - progress.step)
+        norm = self.accelerator.clip_grad_norm_(self.parameters, config.max_grad_norm)
+        if not math.isfinite(total) or not bool(torch.isfinite(norm)):
+            raise UserError(
+                f"Training stopped at step {progress.step + 1}: the loss is {total} and its gradient's norm {float(norm)}. "
+                f"The checkpoint of step {progress.step - progress.step % config.evaluate_every} stays; lower "
+                "training.learning_rate or the method's own step size."
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        progress.contexts += size * self.accelerator.num_processes
+        progress.queries += len(whole.queries) * self.accelerator.num_processes
+        tokens = whole.contexts.mask.sum() + whole.queries.mask.sum() + whole.targets.mask.sum()
+        progress.tokens += int(tokens) * self.accelerator.num_processes
+        return total
+
+    def _validate(self, loss: float) -> None:
+        progress, config = self.progress, self.config
+        stage = self.stages[progress.stage]
+        evaluator = Evaluator(self.method, stage.task, config.batch_size, autocast=self.accelerator.autocast)
+        score = evaluator.teacher_forced_score(stage.validation)
+        rate = self.learning_rate(progress.step - 1)
+        row = {"step": progress.step, "stage": progress.stage, "loss": loss, "score": score, "learning_rate": rate}
+        progress.history.append({**row, "seconds": round(progress.seconds, 3)})
+        self.accelerator.log({key: value for key, value in row.items() if key != "step"}, step=progress.step)
+        if stage.until is not None:
+            spent = progress.step - progress.stage_began
+            if score >= stage.until or (stage.steps is not None and spent >= stage.steps):
+                progress.stage += 1
+                progress.stage_began = progress.step
+            return
+        improved = progress.best_score is None or score > progress.best_score
+        progress.validations_since_best = 0 if improved else progress.validations_since_best + 1
+        if improved or score == progress.best_score:
+            # Of equal scores the later weights have seen more.
+            progress.best_score, progress.best_step = score, progress.step
+            self.best = {name: tensor.clone() for name, tensor in checkpoints.trained_tensors(self.method).items()}
+        if config.stop_at is not None and score >= config.stop_at:
+            progress.stopped_because = f"the validation score reached {config.stop_at:g}"
+        elif config.patience is not None and progress.validations_since_best >= config.patience:
+            progress.stopped_because = f"{config.patience} validations brought no better score"
+
+
+def write_history(progress: Progress, path: Path) -> None:
+    """The training curve as JSON lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in progress.history), encoding="utf-8")
