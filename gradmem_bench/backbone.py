@@ -66,7 +66,9 @@ class Backbone(nn.Module):
         UserError: the model's head is not a plain linear map of the last hidden state.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, identity: dict | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, identity: dict | None = None
+    ) -> None:
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
@@ -203,7 +205,9 @@ class Backbone(nn.Module):
         _, cache = self.hidden(None, self.embed(tokens.ids), tokens.mask, keep_cache=True)
         return Prefix(tokens.mask, cache=tuple((layer.keys, layer.values) for layer in cache.layers))
 
-    def _predictors(self, prefix: Prefix, tokens: Tokens, keep_cache: bool = False) -> tuple[Tensor, Tensor, DynamicCache | None]:
+    def _predictors(
+        self, prefix: Prefix, tokens: Tokens, keep_cache: bool = False
+    ) -> tuple[Tensor, Tensor, DynamicCache | None]:
         """The hidden states that predict: (B, 1 + T, d), the prefix's last position and then each token's.
 
         Also whether the first of them exists, (B,) bool: it does not behind an empty prefix, nor behind a cache.

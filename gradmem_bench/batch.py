@@ -24,7 +24,9 @@ class Tokens:
         """Pads `rows` with id 0 up to the longest."""
         lengths = torch.tensor([len(row) for row in rows])
         width = int(lengths.max()) if len(rows) else 0
-        ids = torch.tensor([[*row, *([0] * (width - len(row)))] for row in rows], dtype=torch.int64).reshape(len(rows), width)
+        ids = torch.tensor([[*row, *([0] * (width - len(row)))] for row in rows], dtype=torch.int64).reshape(
+            len(rows), width
+        )
         mask = torch.arange(width)[None] < lengths[:, None]
         return cls(ids.to(device), mask.to(device))
 

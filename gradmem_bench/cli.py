@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="gradmem-bench",
-    help="Which memory for language models is worth its bytes: WRITE a context into a state, READ answers from the state alone.",
+    help="Which memory for language models is worth its bytes?",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -24,7 +24,8 @@ app = typer.Typer(
 )
 
 IncludePath = Annotated[
-    list[Path] | None, typer.Option("--include-path", help="A folder of your own method and task YAML files. May be repeated.")
+    list[Path] | None,
+    typer.Option("--include-path", help="A folder of your own method and task YAML files. May be repeated."),
 ]
 
 
@@ -55,19 +56,58 @@ class Listed(StrEnum):
 @app.command()
 def run(
     method: Annotated[list[str], typer.Option(help="A method's name, or the path of its YAML. May be repeated.")],
-    task: Annotated[list[str], typer.Option(help="A task's name, a group of tasks, or the path of a YAML. May be repeated; every pair is run.")],
-    backbone: Annotated[str | None, typer.Option(help="A hub id, a local folder, or a small random model's shape such as llama-2x64 or gpt2-12x768. The task names a default.")] = None,
-    budget: Annotated[str | None, typer.Option(help="The most state bytes per context, for example 4KiB; methods are fitted to it.")] = None,
-    max_positions: Annotated[int | None, typer.Option(min=1, help="The most positions that may stand before the query at READ.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A method's parameter (inner_steps=5), or one of its training, the task or the backbone (training.steps=500, task.pairs=4, backbone.init_std=0.1). May be repeated.")] = None,
-    load: Annotated[Path | None, typer.Option(help="A checkpoint, a run's folder, or a folder of METHOD.safetensors; it is evaluated as it is unless --train is given.")] = None,
-    train: Annotated[bool | None, typer.Option("--train/--no-train", help="Whether to train; by default yes, unless --load is given.")] = None,
+    task: Annotated[
+        list[str],
+        typer.Option(
+            help="A task's name, a group of tasks, or the path of a YAML. May be repeated; every pair is run."
+        ),
+    ],
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            help="A hub id, a local folder, or a random model's shape such as llama-2x64 or gpt2-12x768. "
+            "The task names a default."
+        ),
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="The most state bytes per context, for example 4KiB; methods are fitted to it.")
+    ] = None,
+    max_positions: Annotated[
+        int | None, typer.Option(min=1, help="The most positions that may stand before the query at READ.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="A method's parameter (inner_steps=5), or a setting of the training, the task or the backbone "
+            "(training.steps=500, task.pairs=4, backbone.init_std=0.1). May be repeated.",
+        ),
+    ] = None,
+    load: Annotated[
+        Path | None,
+        typer.Option(
+            help="A checkpoint, a run's folder, or a folder of METHOD.safetensors; nothing is trained without --train."
+        ),
+    ] = None,
+    train: Annotated[
+        bool | None,
+        typer.Option("--train/--no-train", help="Whether to train; by default yes, unless --load is given."),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Evaluate so many contexts only.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of new weights and of the order of the data.")] = 0,
     device: Annotated[Device, typer.Option(help="Where to run.")] = Device.auto,
-    dtype: Annotated[Dtype, typer.Option(help="Precision of the computation; weights, memory and inner steps stay float32.")] = Dtype.float32,
-    output: Annotated[Path, typer.Option(help="Where runs are kept; one that was killed goes on when the same command is given again.")] = Path("runs"),
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be run and what its state would cost; touches no weights.")] = False,
+    dtype: Annotated[
+        Dtype, typer.Option(help="Precision of the computation; weights, memory and inner steps stay float32.")
+    ] = Dtype.float32,
+    output: Annotated[
+        Path,
+        typer.Option(help="Where runs are kept; one that was killed goes on when the same command is given again."),
+    ] = Path("runs"),
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Show what would be run and what its state would cost; touches no weights."),
+    ] = False,
     include_path: IncludePath = None,
 ) -> None:
     """Train (or load) methods, evaluate them, record the results and show the table.
@@ -122,7 +162,12 @@ def run(
 @app.command()
 def compare(
     runs: Annotated[list[Path] | None, typer.Argument(help="Records, or folders of them; by default ./runs.")] = None,
-    by: Annotated[str, typer.Option(help="task: one table a task, refusing records that cannot be compared; config: one for each configuration.")] = "task",
+    by: Annotated[
+        str,
+        typer.Option(
+            help="task: one table a task, refusing records that cannot be compared; config: one for each configuration."
+        ),
+    ] = "task",
     format: Annotated[Format, typer.Option("--format", help="How the table is written.")] = Format.table,
 ) -> None:
     """Show the table that records make: who answers best from how many bytes.
@@ -163,7 +208,13 @@ def list_(
         table = Table("run", "method", "task", "exact match", "folder", box=None, header_style="bold")
         for path, record in find_records([output] if output.exists() else []).items():
             score = record.metrics["exact_match"].value
-            table.add_row(record.run_id, record.method.name, record.task.name, "–" if score is None else f"{score:.3f}", str(path.parent))
+            table.add_row(
+                record.run_id,
+                record.method.name,
+                record.task.name,
+                "–" if score is None else f"{score:.3f}",
+                str(path.parent),
+            )
     else:
         from gradmem_bench.registry import entries
 
@@ -211,7 +262,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     """gradmem-bench."""
 

@@ -29,7 +29,7 @@ class Timings:
     read_seconds_per_query: list[float] = field(default_factory=list)
 
     def medians(self) -> tuple[float, float]:
-        """WRITE per context and READ per query. The first batch, which warms caches up, is left out where there are more."""
+        """WRITE per context and READ per query; the first batch warms caches up, and counts where it is the only one."""
         write, read = self.write_seconds_per_context, self.read_seconds_per_query
         return statistics.median(write[1:] or write), statistics.median(read[1:] or read)
 
@@ -93,7 +93,8 @@ class Evaluator:
         sizes, states = state.nbytes(), state.to_bytes()
         if self.budget.bytes is not None and max(sizes) > self.budget.bytes:
             raise UserError(
-                f"The method wrote a state of {format_bytes(max(sizes))}, over its budget of {format_bytes(self.budget.bytes)}."
+                f"The method wrote a state of {format_bytes(max(sizes))}, "
+                f"over its budget of {format_bytes(self.budget.bytes)}."
             )
         losses = None
         if reconstruct:

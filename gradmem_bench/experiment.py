@@ -111,7 +111,7 @@ def resolve(method: Entry, task: Entry, options: Options) -> Plan:
     """Checks everything that can be checked without weights.
 
     Raises:
-        UserError: a name, key or value is wrong; no configuration fits the budget; the contexts do not fit the backbone.
+        UserError: a name, key or value is wrong, no configuration fits the budget, or contexts do not fit the backbone.
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -150,13 +150,15 @@ def resolve(method: Entry, task: Entry, options: Options) -> Plan:
         skeleton = method_class(shape, parameters)
     limit = max_context_tokens(method_class, parameters, loaded_task, shape)
     if limit < 1:
-        raise UserError(f"{shape.max_positions} positions of {backbone.name} leave no room for a context beside the memory and the answer.")
+        raise UserError(
+            f"{shape.max_positions} positions of {backbone.name} leave no room for a context beside memory and answer."
+        )
     mean, longest, size = _context_lengths(loaded_task, shape, options.limit)
     if longest > limit and not loaded_task.truncate_contexts:
         raise UserError(
             f"A context of {loaded_task.name} has {longest} tokens, but {recipe.name} has room for {limit} in the "
-            f"{shape.max_positions} positions of {backbone.name}; take a backbone with more, or set truncate_contexts: true "
-            "in the task's metadata."
+            f"{shape.max_positions} positions of {backbone.name}; take a backbone with more, or set "
+            "truncate_contexts: true in the task's metadata."
         )
     return Plan(
         recipe=recipe,
@@ -198,7 +200,7 @@ def _backbone_config(task: Task, about: dict[str, Any], options: Options, settin
 def max_context_tokens(
     method_class: type[MemoryMethod], parameters: StrictModel, task: Task, backbone: Backbone
 ) -> int:
-    """The longest context for which WRITE, and READ with a query and its answer, stay within the backbone's positions."""
+    """The longest context for which WRITE, and READ with query and answer, stay within the backbone's positions."""
     sample = task.documents("test")[:_PROBED_DOCUMENTS]
     encoded = encode_documents(sample, task, backbone)
     # A quarter more than the longest seen: not every query is looked at.

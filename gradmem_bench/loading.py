@@ -52,7 +52,9 @@ def _random(
     seed: int,
 ) -> Backbone:
     if preset["family"] not in _FAMILIES:
-        raise UserError(f"There is no random backbone of family '{preset['family']}'.{did_you_mean(preset['family'], _FAMILIES)}")
+        raise UserError(
+            f"There is no random backbone of family '{preset['family']}'.{did_you_mean(preset['family'], _FAMILIES)}"
+        )
     if config.tokenizer:
         tokenizer = _tokenizer(config.tokenizer, None)
     else:
@@ -74,9 +76,13 @@ def _shape(config: BackboneConfig, preset: re.Match[str], tokenizer: PreTrainedT
     layers, width = int(preset["layers"]), int(preset["width"])
     heads = config.heads or max(1, width // (32 if width <= 256 else 64))
     if layers < 1 or width % heads or (width // heads) % 2:
-        raise UserError(f"{config.name} with {heads} heads has no even head size; set backbone.heads to a divisor of {width}.")
+        raise UserError(
+            f"{config.name} with {heads} heads has no even head size; set backbone.heads to a divisor of {width}."
+        )
     if config.kv_heads and (preset["family"] != "llama" or heads % config.kv_heads):
-        raise UserError(f"backbone.kv_heads={config.kv_heads} needs a llama backbone and has to divide its {heads} heads.")
+        raise UserError(
+            f"backbone.kv_heads={config.kv_heads} needs a llama backbone and has to divide its {heads} heads."
+        )
     common: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "initializer_range": config.init_std,
@@ -114,8 +120,8 @@ def _pretrained(config: BackboneConfig, device: str) -> Backbone:
             )
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"The backbone '{config.name}' is no folder with a config.json and safetensors weights, no hub id that can be "
-            f"reached from here, and no random shape such as llama-2x64 or gpt2-12x768 ({_first_line(error)})"
+            f"The backbone '{config.name}' is no folder with a config.json and safetensors weights, no hub id that can "
+            f"be reached from here, and no random shape such as llama-2x64 or gpt2-12x768 ({_first_line(error)})"
         ) from None
     local = Path(config.name).is_dir()
     identity = {

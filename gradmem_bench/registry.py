@@ -88,10 +88,7 @@ def resolve(kind: Kind, name: str, include_paths: Sequence[Path] = ()) -> Entry:
         )
     for broken in claims.get(name, []):
         raise broken
-    raise UserError(
-        f"There is no {kind} '{name}' (see `gradmem-bench list {kind}s`)."
-        f"{did_you_mean(name, claims)}"
-    )
+    raise UserError(f"There is no {kind} '{name}' (see `gradmem-bench list {kind}s`).{did_you_mean(name, claims)}")
 
 
 def method_recipe(entry: Entry) -> MethodRecipe:

@@ -11,13 +11,13 @@ from accelerate import Accelerator
 
 from gradmem_bench import checkpoints
 from gradmem_bench.backbone import Backbone
-from gradmem_bench.config import Budget, fingerprint, merge
-from gradmem_bench.errors import UserError
+from gradmem_bench.config import Budget, merge
 from gradmem_bench.evaluation import Evaluator
 from gradmem_bench.experiment import Plan, max_context_tokens
 from gradmem_bench.loading import load_backbone, weights_hash
 from gradmem_bench.methods.base import MemoryMethod
 from gradmem_bench.metrics import METRICS
+from gradmem_bench.reporting.progress import RunDisplay
 from gradmem_bench.results import (
     BackboneRecord,
     Costs,
@@ -37,7 +37,6 @@ from gradmem_bench.results import (
     read_record,
     write_record,
 )
-from gradmem_bench.reporting.progress import RunDisplay
 from gradmem_bench.statistics import estimate
 from gradmem_bench.swap import swap_test
 from gradmem_bench.tasks.base import Task
@@ -178,9 +177,7 @@ def _evaluated(
     evaluator: Evaluator, encoded: Sequence[EncodedDocument], folder: Path, key: str, display: RunDisplay
 ) -> list[ExampleRow]:
     log = ExampleLog(folder, key)
-    missing = [
-        document for document in encoded if any(query.id not in log.rows for query in document.document.queries)
-    ]
+    missing = [document for document in encoded if any(query.id not in log.rows for query in document.document.queries)]
     with display.evaluation(len(encoded), len(encoded) - len(missing)) as advance:
         for batch in evaluator.batches(missing):
             log.append(evaluator.rows(batch))
@@ -264,7 +261,9 @@ def _record(
         metrics=metric_results(rows),
         swap_test=swap,
         costs=Costs(
-            write_seconds_per_context=write_seconds, read_seconds_per_query=read_seconds, batch_size=evaluator.batch_size
+            write_seconds_per_context=write_seconds,
+            read_seconds_per_query=read_seconds,
+            batch_size=evaluator.batch_size,
         ),
         training=training,
         environment=environment(str(evaluator.backbone.device), options.dtype),

@@ -55,7 +55,11 @@ class MemoryState:
     def from_texts(cls, texts: Sequence[str]) -> "MemoryState":
         """States that are text: the UTF-8 bytes themselves."""
         rows = [torch.tensor(list(text.encode()), dtype=torch.uint8) for text in texts]
-        return cls({"text": pad_sequence(rows, batch_first=True)}, frozenset({"text"}), torch.tensor([len(row) for row in rows]))
+        return cls(
+            {"text": pad_sequence(rows, batch_first=True)},
+            frozenset({"text"}),
+            torch.tensor([len(row) for row in rows]),
+        )
 
     def texts(self) -> list[str]:
         """The texts of a state made by `from_texts`."""
@@ -79,9 +83,7 @@ class MemoryState:
         rows = []
         for row in range(len(self)):
             parts = {name: self._one(name, row).detach().cpu().contiguous() for name in names}
-            header = {
-                name: [_NAMES[part.dtype], list(part.shape), name in self.ragged] for name, part in parts.items()
-            }
+            header = {name: [_NAMES[part.dtype], list(part.shape), name in self.ragged] for name, part in parts.items()}
             text = json.dumps(header, separators=(",", ":")).encode()
             payload = b"".join(part.reshape(-1).view(torch.uint8).numpy().tobytes() for part in parts.values())
             rows.append(len(text).to_bytes(4, "little") + text + payload)

@@ -54,13 +54,17 @@ def swap_test(evaluator: Evaluator, documents: Sequence[EncodedDocument]) -> Swa
     swapped_right = sum(
         exact_match(answer, query.targets, normalize) for answer, query in zip(foreign, queries, strict=True)
     )
-    chance = _chance(foreign, [(document.document.id, query) for (document, _), query in zip(asked, queries, strict=True)], normalize)
+    chance = _chance(
+        foreign, [(document.document.id, query) for (document, _), query in zip(asked, queries, strict=True)], normalize
+    )
     count = len(asked)
     own_score, swapped_score = own_right / count, swapped_right / count
     low, _ = wilson(swapped_right, count, _LEVEL)
     allowed = chance + max(_TOLERANCE, 0.1 * (own_score - chance))
     passed = low <= allowed
-    sentence = f"exact match is {own_score:.3f} from each context's own state, {swapped_score:.3f} from another's, and {chance:.3f} by chance"
+    sentence = (
+        f"exact match {own_score:.3f} from the own state, {swapped_score:.3f} from another's, {chance:.3f} by chance"
+    )
     outcome = f"passed: {sentence}" if passed else f"FAILED, answers do not come from the state alone: {sentence}"
     return SwapTest(
         contexts=len(documents),
@@ -74,7 +78,7 @@ def swap_test(evaluator: Evaluator, documents: Sequence[EncodedDocument]) -> Swa
 
 
 def _chance(answers: Sequence[str], asked: Sequence[tuple], normalize: bool) -> float:
-    """How often each answer is right for the other contexts' examples: of the same query, or of all where none shares it."""
+    """How often an answer is right for other contexts' examples: those of the same query, or all where there is none."""
     same_text = defaultdict(list)
     for example in asked:
         same_text[example[1].text].append(example)

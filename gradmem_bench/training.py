@@ -176,9 +176,7 @@ class Trainer:
         share = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
         encoded = encode_documents(documents[share], stage.task, self.method.backbone, stage.max_context_tokens)
         generator = np.random.default_rng([self.seed, step])
-        return training_batch(
-            encoded, self.method.backbone.end_id, self.config.queries_per_context, generator
-        )
+        return training_batch(encoded, self.method.backbone.end_id, self.config.queries_per_context, generator)
 
     def _batches(self, executor: ThreadPoolExecutor) -> Iterator[Batch]:
         """The batches from the present step on, each prepared while the one before it is trained on."""
@@ -255,7 +253,7 @@ class Trainer:
         norm = self.accelerator.clip_grad_norm_(self.parameters, config.max_grad_norm)
         if not math.isfinite(total) or not bool(torch.isfinite(norm)):
             raise UserError(
-                f"Training stopped at step {progress.step + 1}: the loss is {total} and its gradient's norm {float(norm)}. "
+                f"Training stopped at step {progress.step + 1}: the loss is {total}, its gradient's norm {float(norm)}. "
                 f"The checkpoint of step {progress.step - progress.step % config.evaluate_every} stays; lower "
                 "training.learning_rate or the method's own step size."
             )

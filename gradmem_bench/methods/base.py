@@ -78,12 +78,14 @@ class MemoryMethod(nn.Module, ABC):
         return self.loss(batch)
 
     def reconstruction_loss(self, state: MemoryState, contexts: Tokens) -> Tensor | None:
-        """(B,): mean nats per context token given the state, or `None` for a method that does not rebuild its context."""
+        """(B,): mean nats per context token given the state; `None` for a method that does not rebuild its context."""
         return None
 
     @classmethod
     @abstractmethod
-    def footprint(cls, parameters: StrictModel, backbone: Backbone, context_tokens: int, context_bytes: int) -> Footprint:
+    def footprint(
+        cls, parameters: StrictModel, backbone: Backbone, context_tokens: int, context_bytes: int
+    ) -> Footprint:
         """The declared cost for a context of so many tokens, and bytes of UTF-8; touches no weights."""
 
     @classmethod

@@ -28,7 +28,9 @@ class FullKV(MemoryMethod):
         return Prefix(mask, cache=tuple(tuple(layer.unbind(dim=1)) for layer in layers))
 
     @classmethod
-    def footprint(cls, parameters: StrictModel, backbone: Backbone, context_tokens: int, context_bytes: int) -> Footprint:
+    def footprint(
+        cls, parameters: StrictModel, backbone: Backbone, context_tokens: int, context_bytes: int
+    ) -> Footprint:
         return Footprint(context_tokens * backbone.kv_bytes_per_position, context_tokens, context_tokens)
 
     @classmethod

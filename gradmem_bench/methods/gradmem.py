@@ -62,7 +62,10 @@ class GradMem(MemoryMethod):
         parameters = self.settings
         steps, order = parameters.inner_steps, parameters.order
         if not self.training:
-            steps, order = parameters.evaluation_inner_steps if parameters.evaluation_inner_steps is not None else steps, None
+            steps, order = (
+                parameters.evaluation_inner_steps if parameters.evaluation_inner_steps is not None else steps,
+                None,
+            )
         memory = descend(
             lambda point: self.write_loss(point, contexts),
             self.memory(len(contexts)),
@@ -89,9 +92,13 @@ class GradMem(MemoryMethod):
         return Loss(answer + weight * rebuilt, {"answer": answer.detach(), "reconstruction": rebuilt.detach()})
 
     @classmethod
-    def footprint(cls, parameters: GradMemParameters, backbone: Backbone, context_tokens: int, context_bytes: int) -> Footprint:
+    def footprint(
+        cls, parameters: GradMemParameters, backbone: Backbone, context_tokens: int, context_bytes: int
+    ) -> Footprint:
         return vectors_footprint(parameters.memory_vectors, backbone, parameters.memory_vectors + context_tokens)
 
     @classmethod
     def fit(cls, parameters: GradMemParameters, budget: Budget, backbone: Backbone) -> GradMemParameters:
-        return parameters.model_copy(update={"memory_vectors": fit_vectors(parameters.memory_vectors, budget, backbone)})
+        return parameters.model_copy(
+            update={"memory_vectors": fit_vectors(parameters.memory_vectors, budget, backbone)}
+        )

@@ -20,7 +20,9 @@ class NoMemory(MemoryMethod):
         return Prefix(start.mask, embeddings=self.backbone.embed(start.ids))
 
     @classmethod
-    def footprint(cls, parameters: StrictModel, backbone: Backbone, context_tokens: int, context_bytes: int) -> Footprint:
+    def footprint(
+        cls, parameters: StrictModel, backbone: Backbone, context_tokens: int, context_bytes: int
+    ) -> Footprint:
         return Footprint(0, len(backbone.start_ids), 0)
 
     @classmethod

@@ -72,9 +72,13 @@ class RMT(MemoryMethod):
         return Loss(answer + weight * rebuilt, {"answer": answer.detach(), "reconstruction": rebuilt.detach()})
 
     @classmethod
-    def footprint(cls, parameters: RMTParameters, backbone: Backbone, context_tokens: int, context_bytes: int) -> Footprint:
+    def footprint(
+        cls, parameters: RMTParameters, backbone: Backbone, context_tokens: int, context_bytes: int
+    ) -> Footprint:
         return vectors_footprint(parameters.memory_vectors, backbone, 2 * parameters.memory_vectors + context_tokens)
 
     @classmethod
     def fit(cls, parameters: RMTParameters, budget: Budget, backbone: Backbone) -> RMTParameters:
-        return parameters.model_copy(update={"memory_vectors": fit_vectors(parameters.memory_vectors, budget, backbone)})
+        return parameters.model_copy(
+            update={"memory_vectors": fit_vectors(parameters.memory_vectors, budget, backbone)}
+        )

@@ -57,7 +57,11 @@ def encode_documents(
             )
         encoded.append(
             EncodedDocument(
-                document, context[:max_context_tokens] if truncated else context, alone[first:last], targets[first:last], truncated
+                document,
+                context[:max_context_tokens] if truncated else context,
+                alone[first:last],
+                targets[first:last],
+                truncated,
             )
         )
         first = last

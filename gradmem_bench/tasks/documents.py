@@ -110,7 +110,7 @@ class Documents(Task):
         if split not in self._splits:
             raise UserError(f"There is no split '{split}'; a task has train, validation and test.")
         names = self._splits
-        holds_out = names["validation"] is None
+        holds_out = names["test"] is None or names["validation"] is None
         if split == "test" and (names["test"] or names["validation"]):
             return Plan(names["test"] or names["validation"], None)
         if split == "validation" and not holds_out:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 _END = re.compile(r"[.!?][\"'”’)\]]*\s+(?=[^\sa-z])")
 # ...unless the full stop belongs to an initial (U.S., J. Smith) or to one of these abbreviations.
 _ABBREVIATION = re.compile(
-    r"\b(?:[A-Z]|Mr|Mrs|Ms|Dr|St|Prof|Gen|Col|Lt|Sgt|Rev|Hon|Jr|Sr|vs|c|ca|cf|No|Vol|e\.g|i\.e)$"
+    r"\b(?:[A-Z]|Mr|Mrs|Ms|Dr|St|Prof|Gov|Sen|Rep|Gen|Col|Lt|Rev|Hon|Jr|Sr|vs|c|ca|cf|No|Vol|e\.g|i\.e)$"
 )
 
 
