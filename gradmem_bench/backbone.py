@@ -63,7 +63,8 @@ class Backbone(nn.Module):
         tokenizer: the tokenizer it is used with.
         identity: what the record says of it (name, revision, weights hash).
     Raises:
-        UserError: the model's head is not a plain linear map of the last hidden state.
+        UserError: the model has no bound on its positions, or its logits are not what its head makes of the last
+            hidden states behind input embeddings.
     """
 
     def __init__(
@@ -76,22 +77,30 @@ class Backbone(nn.Module):
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
-            # Attention keeps its dropout as a number that is used while `training` is set.
-            for name in ("attention_dropout", "attn_dropout"):
-                if isinstance(getattr(module, name, None), float):
+            # Some layers keep their dropout as a number that is used while `training` is set.
+            for name, value in vars(module).items():
+                if "drop" in name and isinstance(value, float):
                     setattr(module, name, 0.0)
-        self._check_head()
+        self._check()
 
-    def _check_head(self) -> None:
+    def _check(self) -> None:
+        kind = type(self.model).__name__
+        if not isinstance(getattr(self.config, "max_position_embeddings", None), int):
+            raise UserError(f"{kind} is not supported: its configuration has no max_position_embeddings.")
         if self.device.type == "meta":
             return
         ids = torch.arange(4, device=self.device)[None] % self.vocabulary_size
+        # Magnified, so that a bend in what follows the head shows where the logits themselves are small.
+        magnifier = self.head.register_forward_hook(lambda head, inputs, logits: 1000 * logits)
         with torch.no_grad():
             whole = self.model(ids, use_cache=False).logits
-            ours = self.head(self.model.base_model(ids, use_cache=False).last_hidden_state)
-        if not torch.allclose(whole, ours, atol=1e-3, rtol=1e-3):
-            kind = type(self.model).__name__
-            raise UserError(f"{kind} computes its logits by more than one linear map, which is not supported.")
+            ours = self.head(self.hidden(None, self.embed(ids), torch.ones_like(ids, dtype=torch.bool))[0])
+        magnifier.remove()
+        if not torch.allclose(whole, ours, atol=1e-3 * float(ours.abs().max()), rtol=0):
+            raise UserError(
+                f"{kind} is not supported: its logits are not one linear map of the last hidden states behind its "
+                "input embeddings."
+            )
 
     # ------------------------------------------------------------------------------------- its shape
 
@@ -181,6 +190,8 @@ class Backbone(nn.Module):
         Returns:
             The last hidden states of every position that was run: (B, P + T, d) behind embeddings, (B, T, d) behind
             a cache or nothing; and the cache.
+        Raises:
+            UserError: a row is longer than the model has positions.
         """
         past = DynamicCache() if keep_cache else None
         whole_mask = mask
@@ -190,6 +201,7 @@ class Backbone(nn.Module):
                 past = DynamicCache(ddp_cache_data=prefix.cache)
             else:
                 embeddings = torch.cat([prefix.embeddings.to(embeddings.dtype), embeddings], dim=1)
+        self._check_room(whole_mask)
         positions = (whole_mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -embeddings.shape[1] :]
         output = self.model.base_model(
             inputs_embeds=embeddings,
@@ -199,6 +211,14 @@ class Backbone(nn.Module):
             use_cache=past is not None,
         )
         return output.last_hidden_state, past if keep_cache else None
+
+    def _check_room(self, mask: Tensor) -> None:
+        # The width is known without waiting for the device; only what is wider than the model has to be counted.
+        if mask.shape[1] > self.max_positions and (longest := int(mask.sum(dim=1).max())) > self.max_positions:
+            raise UserError(
+                f"Memory, query and answer take {longest} positions, but {self.identity.get('name', 'the backbone')} "
+                f"has {self.max_positions}."
+            )
 
     def prefill(self, tokens: Tokens) -> Prefix:
         """The tokens' KV cache as a prefix."""
@@ -243,7 +263,8 @@ class Backbone(nn.Module):
         index = (offset + torch.arange(targets.ids.shape[1], device=states.device)).expand_as(targets.ids)
         known = targets.mask & ((index > 0) | first_exists[:, None])
         index = index.clamp(max=states.shape[1] - 1)
-        logits = (head or self.head)(states.gather(1, index[..., None].expand(-1, -1, states.shape[2]))).float()
+        logits = (head or self.head)(states.gather(1, index[..., None].expand(-1, -1, states.shape[2])))
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         losses = F.cross_entropy(logits.transpose(1, 2), targets.ids, reduction="none")
         return losses * known, (logits.argmax(dim=-1) == targets.ids) & known
 
@@ -276,6 +297,7 @@ class Backbone(nn.Module):
             if bool(finished.all()) or step == max_new_tokens - 1:
                 break
             mask = F.pad(mask, (0, 1), value=True)
+            self._check_room(mask)
             output = self.model.base_model(
                 inputs_embeds=self.embed(token[:, None]),
                 attention_mask=mask.long(),

@@ -49,19 +49,31 @@ def read_about(path: Path) -> dict[str, Any]:
     if header.get("schema_version") != str(SCHEMA_VERSION):
         found = header.get("schema_version", "none")
         raise UserError(f"The checkpoint {path} has schema {found}, but this version reads schema {SCHEMA_VERSION}.")
-    return json.loads(header["about"])
+    try:
+        return json.loads(header["about"])
+    except (KeyError, ValueError):
+        raise UserError(f"The checkpoint {path} is damaged: its header does not say what it holds.") from None
+
+
+def check_shapes(module: nn.Module, path: Path) -> None:
+    """Raises UserError naming the first parameter of `module` that the checkpoint does not fit; reads no tensor."""
+    with safe_open(path, "pt") as file:
+        _compare(module, {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}, path)
+
+
+def _compare(module: nn.Module, shapes: dict[str, tuple[int, ...]], path: Path) -> None:
+    own = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+    for name in sorted(own.keys() | shapes.keys()):
+        mine, theirs = own.get(name, "nothing"), shapes.get(name, "nothing")
+        if mine != theirs:
+            raise UserError(f"The checkpoint {path} does not fit: '{name}' is {theirs} there and {mine} here.")
 
 
 def restore(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     """Copies tensors into the module's parameters; raises UserError naming the first that does not match."""
-    own = dict(module.named_parameters())
-    for name in sorted(own.keys() | tensors.keys()):
-        mine = tuple(own[name].shape) if name in own else "nothing"
-        theirs = tuple(tensors[name].shape) if name in tensors else "nothing"
-        if mine != theirs:
-            raise UserError(f"The checkpoint {path} does not fit: '{name}' is {theirs} there and {mine} here.")
+    _compare(module, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, path)
     with torch.no_grad():
-        for name, parameter in own.items():
+        for name, parameter in module.named_parameters():
             parameter.copy_(tensors[name])
 
 

@@ -80,8 +80,9 @@ def run(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="A method's parameter (inner_steps=5), or a setting of the training, the task or the backbone "
-            "(training.steps=500, task.pairs=4, backbone.init_std=0.1). May be repeated.",
+            help="A parameter of every method (memory_vectors=4) or of one (gradmem.inner_steps=5), or a setting of the "
+            "training, the task or the backbone (training.steps=500, task.pairs=4, backbone.init_std=0.1). "
+            "May be repeated.",
         ),
     ] = None,
     load: Annotated[
@@ -114,21 +115,24 @@ def run(
 
     [dim]gradmem-bench run --method gradmem --method rmt --task kv_retrieval --budget 4KiB[/]
     """
-    import torch
-
-    from gradmem_bench.experiment import Options, resolve
     from gradmem_bench.registry import resolve as find
 
-    console = _console()
+    # Names first: torch takes seconds to import.
     include = include_path or []
     methods = [find("method", name, include) for name in dict.fromkeys(method)]
     tasks = _tasks(task, include)
+    import torch
+
+    from gradmem_bench.experiment import Options, resolve
+
+    console = _console()
     if device == Device.cuda and not torch.cuda.is_available():
         raise UserError("--device cuda: this machine's torch sees no GPU; take --device cpu.")
     options = Options(
         backbone=backbone,
         budget=Budget(bytes=None if budget is None else parse_bytes(budget), positions=max_positions),
         settings=tuple(settings or ()),
+        methods=tuple(one.name for one in methods),
         load=load,
         train=load is None if train is None else train,
         limit=limit,
@@ -278,9 +282,11 @@ def main() -> None:
 
         Console(stderr=True).print(f"[bold red]error:[/] {_escaped(str(error))}", soft_wrap=True, highlight=False)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        sys.stderr.write("\ninterrupted; the same command goes on from the last checkpoint\n")
-        raise SystemExit(130) from None
+    except SystemExit as end:
+        # Typer makes this code of Ctrl-C, without a word.
+        if end.code == 130:
+            sys.stderr.write("interrupted; the same command goes on from the last checkpoint\n")
+        raise
 
 
 def _escaped(text: str) -> str:

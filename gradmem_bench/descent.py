@@ -29,10 +29,9 @@ def descend(loss: WriteLoss, start: Tensor, steps: int, learning_rate: float, or
     """
     memory = start if order else start.detach()
     for _ in range(steps):
-        point = memory if order == "second" else memory.detach()
+        # Where nothing is recorded yet, a leaf of its own: the caller's tensor is left as it is.
+        point = memory if order == "second" and memory.requires_grad else memory.detach().requires_grad_()
         with torch.enable_grad():
-            if not point.requires_grad:
-                point.requires_grad_()
             # The fused attention kernels have no second derivative (pytorch#116350).
             with sdpa_kernel(SDPBackend.MATH) if order == "second" else nullcontext():
                 total = loss(point).sum()

@@ -21,7 +21,7 @@ from gradmem_bench.config import (
     parse_assignments,
     validated,
 )
-from gradmem_bench.errors import UserError
+from gradmem_bench.errors import UserError, did_you_mean
 from gradmem_bench.loading import load_backbone
 from gradmem_bench.methods.base import Footprint, MemoryMethod
 from gradmem_bench.registry import Entry, load_object, method_recipe
@@ -41,7 +41,9 @@ class Options:
     backbone: str | None = None
     budget: Budget = Budget()
     settings: tuple[str, ...] = ()
-    """`key=value` assignments: a method's parameter, or `backbone.`, `task.` or `training.` and a key of theirs."""
+    """`key=value` assignments: a method's parameter, or `backbone.`, `task.`, `training.` or `METHOD.` and a key."""
+    methods: tuple[str, ...] = ()
+    """All methods of the command, whose names may begin a setting's key."""
     load: Path | None = None
     train: bool = True
     limit: int | None = None
@@ -87,7 +89,8 @@ class Plan:
                 "version": str(self.task.metadata.get("version", "1.0")),
                 "settings": self.task.declaration.get(self.task.settings_key) or {},
                 "split": self.split,
-                "hash": self.task.source(self.split).content_hash or self.task.source(self.split).revision,
+                "hash": self._data_hash(self.split),
+                "training_hash": self.training and self._data_hash("train"),
             },
             "backbone": self.backbone.model_dump(mode="json"),
             "training": self.training and self.training.model_dump(mode="json"),
@@ -97,6 +100,10 @@ class Plan:
             "seed": self.options.seed,
             "dtype": self.options.dtype,
         }
+
+    def _data_hash(self, split: Split) -> str | None:
+        source = self.task.source(split)
+        return source.content_hash or source.revision
 
     @property
     def config_hash(self) -> str:
@@ -119,17 +126,14 @@ def resolve(method: Entry, task: Entry, options: Options) -> Plan:
     method_class = load_object(recipe.implementation, method)
     if not (isinstance(method_class, type) and issubclass(method_class, MemoryMethod)):
         raise UserError(f"{recipe.implementation} is no MemoryMethod (see gradmem_bench/methods/base.py).")
-    given = parse_assignments(list(options.settings))
-    sections = {name: given.pop(name, {}) for name in _SECTIONS}
-    for name, section in sections.items():
-        if not isinstance(section, dict):
-            raise UserError(f"--set {name} needs a key of it, for example --set {name}.KEY=VALUE.")
+    sections, given = _settings(options, recipe.name)
     checkpoint, about = None, {}
     if options.load is not None:
         checkpoint = checkpoints.method_file(_checkpoint_of(options.load, recipe.name))
         about = checkpoints.read_about(checkpoint)
-        if about["class"] != recipe.implementation:
-            raise UserError(f"The checkpoint {checkpoint} is of {about['class']}, not of {recipe.implementation}.")
+        if about.get("class") != recipe.implementation:
+            found = about.get("class", "a training that did not end")
+            raise UserError(f"The checkpoint {checkpoint} is of {found}, not of {recipe.implementation}.")
     parameters = validated(
         method_class.Parameters,
         merge(merge(recipe.parameters, about.get("parameters", {})), given),
@@ -146,8 +150,14 @@ def resolve(method: Entry, task: Entry, options: Options) -> Plan:
         training = validated(TrainingConfig, values, f"the training of '{recipe.name}' on {loaded_task.name}")
     if training is not None and training.steps == 0:
         training = None
+    if training is not None:
+        curriculum_tasks(loaded_task, training)
+        for split in ("train", "validation"):
+            loaded_task.documents(split)
     with torch.device("meta"):
         skeleton = method_class(shape, parameters)
+    if checkpoint is not None:
+        checkpoints.check_shapes(skeleton, checkpoint)
     limit = max_context_tokens(method_class, parameters, loaded_task, shape)
     if limit < 1:
         raise UserError(
@@ -177,6 +187,23 @@ def resolve(method: Entry, task: Entry, options: Options) -> Plan:
     )
 
 
+def _settings(options: Options, method: str) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """What `--set` says of backbone, task and training, and of the method: by its name, or of every method."""
+    given = parse_assignments(list(options.settings))
+    for name, part in given.items():
+        known = {*_SECTIONS, *options.methods, method}
+        if isinstance(part, dict) and name not in known:
+            raise UserError(
+                f"--set {name}.{next(iter(part), '')}: there is no section '{name}'.{did_you_mean(name, known)}"
+            )
+        if not isinstance(part, dict) and name in known:
+            raise UserError(f"--set {name} needs a key of it, for example --set {name}.KEY=VALUE.")
+    sections = {name: given.get(name, {}) for name in _SECTIONS}
+    own = dict(given.get(method, {}))
+    sections["training"] = merge(sections["training"], own.pop("training", {}))
+    return sections, merge({key: value for key, value in given.items() if not isinstance(value, dict)}, own)
+
+
 def _checkpoint_of(load: Path, method: str) -> Path:
     """`load` itself, or the method's own in a folder of several."""
     for candidate in (load / method, load / f"{method}.safetensors"):
@@ -195,6 +222,12 @@ def _backbone_config(task: Task, about: dict[str, Any], options: Options, settin
     if "name" not in values and "name" not in settings:
         raise UserError(f"The task {task.name} names no backbone of its own; give one with --backbone.")
     return validated(BackboneConfig, merge(values, settings), "backbone")
+
+
+def curriculum_tasks(task: Task, training: TrainingConfig) -> list[Task]:
+    """The easier tasks of the curriculum; raises UserError for a setting that the task does not have."""
+    settings = task.declaration.get(task.settings_key) or {}
+    return [load_task(task.path, merge(settings, stage.task)) for stage in training.curriculum]
 
 
 def max_context_tokens(

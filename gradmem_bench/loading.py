@@ -1,11 +1,13 @@
 """From a BackboneConfig to a Backbone: weights from a hub or a folder, or a small random model made on the spot."""
 
 import re
+from collections.abc import Collection
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -20,6 +22,7 @@ from transformers import (
 from gradmem_bench.backbone import Backbone
 from gradmem_bench.config import BackboneConfig, fingerprint
 from gradmem_bench.errors import UserError, did_you_mean
+from gradmem_bench.registry import recipe_folder
 
 _PRESET = re.compile(r"(?P<family>[a-z0-9]+)-(?P<layers>\d+)x(?P<width>\d+)")
 _FAMILIES = ("llama", "gpt2", "neox")
@@ -36,12 +39,13 @@ def load_backbone(
         seed: of a random model's weights.
     Raises:
         UserError: the name is neither a folder, a hub id that can be reached, nor a random model's shape; or the
-            folder has no safetensors weights (pickled ones are never read).
+            folder has no safetensors weights (pickled ones and its own code are never read), or lacks some of them.
     """
     preset = _PRESET.fullmatch(config.name)
     if preset and not Path(config.name).exists():
         return _random(config, preset, task_tokenizer, device, seed)
-    return _pretrained(config, device)
+    built_in = recipe_folder("backbone") / config.name
+    return _pretrained(config, str(built_in) if built_in.is_dir() else config.name, device)
 
 
 def _random(
@@ -75,7 +79,9 @@ def _random(
 def _shape(config: BackboneConfig, preset: re.Match[str], tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
     layers, width = int(preset["layers"]), int(preset["width"])
     heads = config.heads or max(1, width // (32 if width <= 256 else 64))
-    if layers < 1 or width % heads or (width // heads) % 2:
+    if layers < 1 or width < 1:
+        raise UserError(f"{config.name} has nothing in it: a random backbone takes at least 1 layer and some width.")
+    if width % heads or (width // heads) % 2:
         raise UserError(
             f"{config.name} with {heads} heads has no even head size; set backbone.heads to a divisor of {width}."
         )
@@ -105,37 +111,47 @@ def _shape(config: BackboneConfig, preset: re.Match[str], tokenizer: PreTrainedT
     return LlamaConfig(**sizes, num_key_value_heads=config.kv_heads or heads, **common)
 
 
-def _pretrained(config: BackboneConfig, device: str) -> Backbone:
+def _pretrained(config: BackboneConfig, where: str, device: str) -> Backbone:
     names = {"heads", "kv_heads", "max_positions", "init_std", "tokenizer"} & config.model_fields_set
     if names:
         raise UserError(f"backbone.{sorted(names)[0]} shapes a random backbone, but {config.name} has its own.")
     try:
-        shape = AutoConfig.from_pretrained(config.name, revision=config.revision)
+        shape = AutoConfig.from_pretrained(where, revision=config.revision, trust_remote_code=False)
+        missing: Collection[str] = ()
         if device == "meta":
             with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(shape, dtype=torch.float32)
+                model = AutoModelForCausalLM.from_config(shape, dtype=torch.float32, trust_remote_code=False)
         else:
-            model = AutoModelForCausalLM.from_pretrained(
-                config.name, revision=config.revision, dtype=torch.float32, use_safetensors=True
+            model, report = AutoModelForCausalLM.from_pretrained(
+                where,
+                revision=config.revision,
+                dtype=torch.float32,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
             )
-    except (OSError, ValueError, KeyError) as error:
+            missing = report["missing_keys"]
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"The backbone '{config.name}' is no folder with a config.json and safetensors weights, no hub id that can "
             f"be reached from here, and no random shape such as llama-2x64 or gpt2-12x768 ({_first_line(error)})"
         ) from None
-    local = Path(config.name).is_dir()
+    if missing:
+        # transformers would draw them at random.
+        raise UserError(f"The weights of {config.name} are incomplete: '{min(missing)}' is not among them.")
+    local = Path(where).is_dir()
     identity = {
-        "name": Path(config.name).resolve().name if local else config.name,
+        "name": Path(where).resolve().name if local else config.name,
         "revision": None if local else getattr(shape, "_commit_hash", None),
-        "tokenizer": Path(config.name).resolve().name if local else config.name,
+        "tokenizer": Path(where).resolve().name if local else config.name,
         "weights_hash": "meta" if device == "meta" else weights_hash(model),
     }
-    return Backbone(model.to(device), _tokenizer(config.name, config.revision), identity)
+    return Backbone(model.to(device), _tokenizer(where, config.revision), identity)
 
 
 def _tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"There is no tokenizer at '{name}': it is neither a folder with a tokenizer.json nor a hub id that can be "

@@ -39,8 +39,8 @@ class Entry:
     """The names of a task group's tasks; empty for anything else."""
 
 
-def recipe_folder(kind: Kind) -> Path:
-    """The folder of the built-in YAML files: package data of a wheel, or `methods/` and `tasks/` of a checkout."""
+def recipe_folder(kind: Kind | Literal["backbone"]) -> Path:
+    """Where what is built in stands: package data of a wheel, or `methods/`, `tasks/`, `backbones/` of a checkout."""
     package = Path(__file__).parent
     installed = package / "recipes" / f"{kind}s"
     return installed if installed.is_dir() else package.parent / f"{kind}s"

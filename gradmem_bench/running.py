@@ -11,9 +11,10 @@ from accelerate import Accelerator
 
 from gradmem_bench import checkpoints
 from gradmem_bench.backbone import Backbone
-from gradmem_bench.config import Budget, merge
+from gradmem_bench.config import Budget
+from gradmem_bench.errors import UserError
 from gradmem_bench.evaluation import Evaluator
-from gradmem_bench.experiment import Plan, max_context_tokens
+from gradmem_bench.experiment import Plan, curriculum_tasks, max_context_tokens
 from gradmem_bench.loading import load_backbone, weights_hash
 from gradmem_bench.methods.base import MemoryMethod
 from gradmem_bench.metrics import METRICS
@@ -41,7 +42,6 @@ from gradmem_bench.statistics import estimate
 from gradmem_bench.swap import swap_test
 from gradmem_bench.tasks.base import Task
 from gradmem_bench.tasks.batching import EncodedDocument, encode_documents
-from gradmem_bench.tasks.declaration import load_task
 from gradmem_bench.training import PROGRESS_FILE, Progress, Trainer, TrainingStage
 
 _SWAPPED_DOCUMENTS = 64
@@ -58,7 +58,6 @@ def perform(plan: Plan, output: Path, display: RunDisplay) -> RunRecord:
     if (folder / "run.json").exists():
         display.note(f"done before, in {folder}")
         return read_record(folder / "run.json")
-    folder.mkdir(parents=True, exist_ok=True)
     options = plan.options
     accelerator = Accelerator(
         cpu=options.device == "cpu",
@@ -71,12 +70,19 @@ def perform(plan: Plan, output: Path, display: RunDisplay) -> RunRecord:
     method = plan.method_class(backbone, plan.parameters).to(accelerator.device)
     initial_checkpoint = None
     if plan.checkpoint is not None:
-        tensors, _ = checkpoints.load(plan.checkpoint, str(accelerator.device))
+        tensors, about = checkpoints.load(plan.checkpoint, str(accelerator.device))
         checkpoints.restore(method, tensors, plan.checkpoint)
-        initial_checkpoint = plan.checkpoint.name
-    training = _trained(plan, method, folder, accelerator, display, initial_checkpoint)
+        start = "/".join(plan.checkpoint.parts[-2:])
+        initial_checkpoint = f"{start} (weights {about['hash']}, {about['training']['steps']} steps)"
+    # Before hours of training: a context may be too long.
     documents = plan.task.documents(plan.split)
     encoded = encode_documents(documents[: options.limit], plan.task, backbone, plan.max_context_tokens)
+    stages = _stages(plan, backbone) if plan.training is not None else []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"The folder {folder} cannot be made: {error.strerror}; name another --output.") from None
+    training = _trained(plan, method, stages, folder, accelerator, display, initial_checkpoint)
     evaluator = Evaluator(method, plan.task, _EVALUATION_BATCH, options.budget, accelerator.autocast)
     rows = _evaluated(evaluator, encoded, folder, plan.config_hash, display)
     swap = swap_test(evaluator, encoded[:_SWAPPED_DOCUMENTS])
@@ -92,6 +98,7 @@ def perform(plan: Plan, output: Path, display: RunDisplay) -> RunRecord:
 def _trained(
     plan: Plan,
     method: MemoryMethod,
+    stages: Sequence[TrainingStage],
     folder: Path,
     accelerator: Accelerator,
     display: RunDisplay,
@@ -100,24 +107,31 @@ def _trained(
     config = plan.training
     path = folder / checkpoints.METHOD_FILE
     if config is None:
-        return None
+        # What was loaded had been trained: its figures belong to the result (design law 4).
+        return TrainingRecord(**checkpoints.read_about(plan.checkpoint)["training"]) if plan.checkpoint else None
     if path.exists():
         tensors, about = checkpoints.load(path, str(accelerator.device))
         checkpoints.restore(method, tensors, path)
-        progress = Progress(**about["progress"])
-        display.note(f"trained before: {progress.step} steps")
+        training = TrainingRecord(**about["training"])
+        display.note(f"trained before: {training.steps} steps")
     else:
         identity = {"config_hash": plan.config_hash}
         with display.training(plan) as report:
-            stages = _stages(plan, method.backbone)
             trainer = Trainer(method, stages, config, plan.options.seed, folder, accelerator, identity, report)
             accelerator.init_trackers("tensorboard")
             if trainer.resume():
                 display.note(f"goes on from the checkpoint of step {trainer.progress.step}")
             progress = trainer.run()
             accelerator.end_training()
-        save_method(plan, method, progress, path)
-        (folder / PROGRESS_FILE).unlink(missing_ok=True)
+        training = _training_record(plan, method, progress, initial_checkpoint)
+        save_method(plan, method, training, progress, path)
+    (folder / PROGRESS_FILE).unlink(missing_ok=True)
+    return training
+
+
+def _training_record(
+    plan: Plan, method: MemoryMethod, progress: Progress, initial_checkpoint: str | None
+) -> TrainingRecord:
     return TrainingRecord(
         steps=progress.step,
         contexts=progress.contexts,
@@ -128,7 +142,7 @@ def _trained(
         seed=plan.options.seed,
         tuned_trials=0,
         trained_parameters=sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad),
-        config=config.model_dump(mode="json"),
+        config=plan.training.model_dump(mode="json"),
         initial_checkpoint=initial_checkpoint,
         best_validation_score=progress.best_score,
         best_step=progress.best_step if progress.best_score is not None else None,
@@ -146,15 +160,14 @@ def _stages(plan: Plan, backbone: Backbone) -> list[TrainingStage]:
             task, task.documents("train"), encode_documents(held_out, task, backbone, room), room, until, steps
         )
 
-    settings = plan.task.declaration.get(plan.task.settings_key) or {}
     easier = [
-        stage(load_task(plan.task.path, merge(settings, one.task)), one.until, one.steps)
-        for one in plan.training.curriculum
+        stage(task, one.until, one.steps)
+        for task, one in zip(curriculum_tasks(plan.task, plan.training), plan.training.curriculum, strict=True)
     ]
     return [*easier, stage(plan.task, None, None)]
 
 
-def save_method(plan: Plan, method: MemoryMethod, progress: Progress, path: Path) -> None:
+def save_method(plan: Plan, method: MemoryMethod, training: TrainingRecord, progress: Progress, path: Path) -> None:
     """The trained weights, with all that is needed to build the method again."""
     about: dict[str, Any] = {
         "method": plan.recipe.name,
@@ -165,7 +178,8 @@ def save_method(plan: Plan, method: MemoryMethod, progress: Progress, path: Path
         "task": plan.task.name,
         "seed": plan.options.seed,
         "hash": weights_hash(method),
-        "progress": vars(progress),
+        "training": training.model_dump(mode="json"),
+        "history": progress.history,
     }
     checkpoints.save(path, checkpoints.trained_tensors(method), about)
 
@@ -177,9 +191,14 @@ def _evaluated(
     evaluator: Evaluator, encoded: Sequence[EncodedDocument], folder: Path, key: str, display: RunDisplay
 ) -> list[ExampleRow]:
     log = ExampleLog(folder, key)
-    missing = [document for document in encoded if any(query.id not in log.rows for query in document.document.queries)]
-    with display.evaluation(len(encoded), len(encoded) - len(missing)) as advance:
-        for batch in evaluator.batches(missing):
+    # Whole batches of all documents, whatever was done before: in another batch a row may differ in its last digit.
+    missing = [
+        batch
+        for batch in evaluator.batches(encoded)
+        if any(query.id not in log.rows for document in batch for query in document.document.queries)
+    ]
+    with display.evaluation(len(encoded), len(encoded) - sum(map(len, missing))) as advance:
+        for batch in missing:
             log.append(evaluator.rows(batch))
             advance(len(batch))
     if not missing:
@@ -250,7 +269,7 @@ def _record(
             family=backbone.config.model_type,
             parameter_count=sum(parameter.numel() for parameter in backbone.model.parameters()),
         ),
-        budget=options.budget if options.budget != Budget() else None,
+        budget=options.budget if options.budget != Budget() and plan.method_class.role == "method" else None,
         footprint=MeasuredFootprint(
             state_bytes=Measured.of(state_bytes),
             read_positions=Measured.of(positions),

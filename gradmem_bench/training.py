@@ -4,7 +4,6 @@ What step s trains on is a function of the seed and s alone. A run that was kill
 checkpoint exactly as if it had not been.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +32,8 @@ PROGRESS_FILE = "training.safetensors"
 _STREAM = 1_000_000
 """A split with more documents is a generated stream."""
 _BATCHES_SORTED = 8
+_SEED_STRIDE = 2**24
+"""How far apart two seeds begin in a generated stream, in documents."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ class Trainer:
         if not path.exists():
             return False
         tensors, about = checkpoints.load(path)
-        if about["identity"] != self.identity:
+        if about.get("identity") != self.identity:
             raise UserError(f"{path} belongs to another training; name another --output or remove it.")
         parts: dict[str, dict[str, Tensor]] = {"method": {}, "best": {}, "optimizer": {}}
         for name, tensor in tensors.items():
@@ -148,22 +149,26 @@ class Trainer:
         """Which documents step `step` of a stage trains on, from the seed and the step alone.
 
         A data set is shuffled epoch by epoch; batches are then made within stretches of a few, by length, because a
-        batch costs what its longest context costs. A generated stream is never gone through twice.
+        batch costs what its longest context costs. A generated stream is never gone through twice; each seed begins
+        elsewhere in it.
         """
         size, total = self.config.batch_size, len(stage.documents)
         if total > _STREAM:
-            return list(range(step * size, (step + 1) * size))
-        stretch, place = divmod(step, _BATCHES_SORTED)
-        first = stretch * _BATCHES_SORTED * size
+            start = (self.seed * _SEED_STRIDE + step * size) % (total - size)
+            return list(range(start, start + size))
+        # A stretch longer than an epoch would put the copies of a document side by side, into one batch.
+        count = max(1, min(_BATCHES_SORTED, total // size))
+        stretch, place = divmod(step, count)
+        first = stretch * count * size
         drawn: list[int] = []
-        while len(drawn) < _BATCHES_SORTED * size:
+        while len(drawn) < count * size:
             epoch, offset = divmod(first + len(drawn), total)
             order = np.random.default_rng([self.seed, epoch]).permutation(total)
-            drawn += order[offset : offset + _BATCHES_SORTED * size - len(drawn)].tolist()
+            drawn += order[offset : offset + count * size - len(drawn)].tolist()
         drawn.sort(key=lambda index: len(stage.documents[index].context))
         batches = [drawn[start : start + size] for start in range(0, len(drawn), size)]
         # Shuffled again: the loss should not rise and fall with the length.
-        return batches[np.random.default_rng([self.seed, stretch]).permutation(_BATCHES_SORTED)[place]]
+        return batches[np.random.default_rng([self.seed, stretch]).permutation(count)[place]]
 
     def _batch(self, stage_index: int, step: int, stage_began: int) -> Batch:
         stage = self.stages[stage_index]
@@ -214,10 +219,11 @@ class Trainer:
                 started = time.perf_counter()
                 loss = self._step(next(batches))
                 progress.step += 1
-                progress.seconds += time.perf_counter() - started
                 validate = progress.step % config.evaluate_every == 0 or progress.step == config.steps
                 if validate:
                     self._validate(loss)
+                progress.seconds += time.perf_counter() - started
+                if validate:
                     self.save()
                 self.report(progress, loss, validate)
             batches.close()
@@ -252,10 +258,11 @@ class Trainer:
             progress.flops += counter.get_total_flops() * min(config.evaluate_every, config.steps - progress.step)
         norm = self.accelerator.clip_grad_norm_(self.parameters, config.max_grad_norm)
         if not math.isfinite(total) or not bool(torch.isfinite(norm)):
+            kept = progress.step - progress.step % config.evaluate_every
             raise UserError(
-                f"Training stopped at step {progress.step + 1}: the loss is {total}, its gradient's norm {float(norm)}. "
-                f"The checkpoint of step {progress.step - progress.step % config.evaluate_every} stays; lower "
-                "training.learning_rate or the method's own step size."
+                f"Training stopped at step {progress.step + 1}: the loss is {total:g} and its gradient's norm "
+                f"{float(norm):g}; {f'the checkpoint of step {kept} stays' if kept else 'there is no checkpoint yet'}, "
+                "and a lower training.learning_rate, or a smaller step of the method's own, may help."
             )
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -290,8 +297,3 @@ class Trainer:
             progress.stopped_because = f"the validation score reached {config.stop_at:g}"
         elif config.patience is not None and progress.validations_since_best >= config.patience:
             progress.stopped_because = f"{config.patience} validations brought no better score"
-
-
-def write_history(progress: Progress, path: Path) -> None:
-    """The training curve as JSON lines."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in progress.history), encoding="utf-8")

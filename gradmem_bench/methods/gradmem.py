@@ -31,8 +31,8 @@ class GradMemParameters(StrictModel):
     """Whether WRITE predicts the context with its own head, a copy of the backbone's at the start."""
     reconstruction_weight: float = Field(default=0.0, ge=0)
     """Weight of the reconstruction loss at M_K in the outer loss; the paper's objective has none."""
-    memory_std: float = Field(default=0.02, gt=0)
-    """Standard deviation of M_0 before training."""
+    memory_std: float | None = Field(default=None, gt=0)
+    """Standard deviation of the learned vectors before training; `None` is that of the backbone's embeddings."""
 
 
 class GradMem(MemoryMethod):
@@ -47,7 +47,7 @@ class GradMem(MemoryMethod):
 
     def __init__(self, backbone: Backbone, parameters: GradMemParameters) -> None:
         super().__init__(backbone, parameters)
-        self.memory = MemoryVectors(parameters.memory_vectors, backbone.width, parameters.memory_std)
+        self.memory = MemoryVectors(parameters.memory_vectors, backbone, parameters.memory_std)
         self.write_head: nn.Module | None = None
         if parameters.write_head:
             self.write_head = copy.deepcopy(backbone.head)

@@ -18,13 +18,13 @@ class RMTParameters(StrictModel):
     memory_vectors: int = Field(default=8, ge=1)
     """m, the number of memory tokens."""
     passes: int = Field(default=1, ge=1)
-    """K, how often the context is run; each pass begins with the memory that the last one wrote."""
+    """K, how often the context is run; the memory that one pass wrote stands at both ends of the next."""
     projection: bool = True
     """Whether a linear map, the identity at the start, stands between the last hidden states and the memory."""
     reconstruction_weight: float = Field(default=0.0, ge=0)
     """Weight of the context's reconstruction loss behind the memory in the outer loss."""
-    memory_std: float = Field(default=0.02, gt=0)
-    """Standard deviation of the memory tokens before training."""
+    memory_std: float | None = Field(default=None, gt=0)
+    """Standard deviation of the learned vectors before training; `None` is that of the backbone's embeddings."""
 
 
 class RMT(MemoryMethod):
@@ -35,7 +35,7 @@ class RMT(MemoryMethod):
 
     def __init__(self, backbone: Backbone, parameters: RMTParameters) -> None:
         super().__init__(backbone, parameters)
-        self.memory = MemoryVectors(parameters.memory_vectors, backbone.width, parameters.memory_std)
+        self.memory = MemoryVectors(parameters.memory_vectors, backbone, parameters.memory_std)
         self.projection: nn.Linear | None = None
         if parameters.projection:
             self.projection = nn.Linear(backbone.width, backbone.width)
@@ -43,18 +43,19 @@ class RMT(MemoryMethod):
             nn.init.zeros_(self.projection.bias)
 
     def write(self, contexts: Tokens) -> MemoryState:
-        start = self.memory(len(contexts))
-        memory = start
+        memory = self.memory(len(contexts))
         for _ in range(self.settings.passes):
-            memory = self._pass(memory, contexts, start)
+            memory = self._pass(memory, contexts)
         return MemoryState({"memory": memory})
 
-    def _pass(self, memory: Tensor, contexts: Tokens, slots: Tensor) -> Tensor:
-        embeddings = torch.cat([self.backbone.embed(contexts.ids), slots], dim=1)
-        mask = torch.cat([contexts.mask, contexts.mask.new_ones(slots.shape[:2])], dim=1)
+    def _pass(self, memory: Tensor, contexts: Tokens) -> Tensor:
+        embeddings = torch.cat([self.backbone.embed(contexts.ids), memory], dim=1)
+        mask = torch.cat([contexts.mask, contexts.mask.new_ones(memory.shape[:2])], dim=1)
         states, _ = self.backbone.hidden(vectors_prefix(memory), embeddings, mask)
-        written = states[:, -slots.shape[1] :]
-        return written if self.projection is None else self.projection(written)
+        written = states[:, -memory.shape[1] :]
+        written = written if self.projection is None else self.projection(written)
+        # In float32 under autocast too: that is what the footprint declares.
+        return written.to(torch.promote_types(written.dtype, torch.float32))
 
     def read(self, state: MemoryState) -> Prefix:
         return vectors_prefix(state.tensors["memory"])

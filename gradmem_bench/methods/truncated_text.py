@@ -7,6 +7,7 @@ from pydantic import Field
 from gradmem_bench.backbone import Backbone, Prefix
 from gradmem_bench.batch import Tokens
 from gradmem_bench.config import Budget, StrictModel
+from gradmem_bench.errors import UserError
 from gradmem_bench.methods.base import Footprint, MemoryMethod
 from gradmem_bench.state import MemoryState
 
@@ -44,7 +45,8 @@ class TruncatedText(MemoryMethod):
             # Text cut between two tokens may be split into more of them when it is read again.
             return max_tokens is not None and len(self.backbone.encode_contexts([kept])[0]) > max_tokens
 
-        return text(bisect_right(range(len(ids) + 1), False, key=exceeds) - 1)
+        # Without any text there are still the ids that the tokenizer begins with, whatever the bound.
+        return text(max(0, bisect_right(range(len(ids) + 1), False, key=exceeds) - 1))
 
     def read(self, state: MemoryState) -> Prefix:
         rows = self.backbone.encode_contexts(state.texts())
@@ -56,14 +58,18 @@ class TruncatedText(MemoryMethod):
         cls, parameters: TruncatedTextParameters, backbone: Backbone, context_tokens: int, context_bytes: int
     ) -> Footprint:
         tokens = min(context_tokens, context_tokens if parameters.max_tokens is None else parameters.max_tokens)
+        tokens = max(tokens, len(backbone.start_ids))
         size = min(context_bytes, context_bytes if parameters.max_bytes is None else parameters.max_bytes)
-        return Footprint(size, tokens, tokens)
+        return Footprint(size, tokens, 0)
 
     @classmethod
     def fit(cls, parameters: TruncatedTextParameters, budget: Budget, backbone: Backbone) -> TruncatedTextParameters:
         def tighter(mine: int | None, bound: int | None) -> int | None:
             return min((value for value in (mine, bound) if value is not None), default=None)
 
+        start = len(backbone.start_ids)
+        if budget.positions is not None and budget.positions < start:
+            raise UserError(f"A budget of {budget} holds no text: every text begins with {start} tokens of its own.")
         return TruncatedTextParameters(
             max_bytes=tighter(parameters.max_bytes, budget.bytes),
             max_tokens=tighter(parameters.max_tokens, budget.positions),

@@ -12,11 +12,17 @@ _ITEMSIZE = torch.float32.itemsize
 
 
 class MemoryVectors(nn.Module):
-    """m learned vectors of width d, the same at the start of every WRITE."""
+    """m learned vectors of the backbone's width, the same at the start of every WRITE.
 
-    def __init__(self, count: int, width: int, std: float) -> None:
+    Args:
+        std: of their first values; `None` takes that of the input embeddings, among which they will stand.
+    """
+
+    def __init__(self, count: int, backbone: Backbone, std: float | None) -> None:
         super().__init__()
-        self.vectors = nn.Parameter(torch.randn(count, width) * std)
+        embeddings = backbone.model.get_input_embeddings().weight
+        scale = embeddings.detach().std() if std is None else std
+        self.vectors = nn.Parameter(torch.randn(count, backbone.width) * scale)
 
     def forward(self, batch: int) -> Tensor:
         """(batch, m, d)."""

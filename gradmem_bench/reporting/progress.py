@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
     from gradmem_bench.experiment import Plan
@@ -33,6 +34,10 @@ class RunDisplay:
     def note(self, text: str) -> None:
         self.console.print(f"  {text}", highlight=False)
 
+    def _bars(self, columns: tuple[ProgressColumn, ...]) -> Progress:
+        # In a file, a bar that moves is nothing but empty lines.
+        return Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+
     @contextmanager
     def training(self, plan: "Plan") -> Iterator[Callable[["TrainingProgress", float, bool], None]]:
         """A bar over the optimiser steps; yields what the trainer reports to."""
@@ -44,7 +49,7 @@ class RunDisplay:
             TimeRemainingColumn(),
         )
         last = {"step": None, "seconds": 0.0, "rate": 0.0}
-        with Progress(*columns, console=self.console, transient=True) as bars:
+        with self._bars(columns) as bars:
             bar = bars.add_task("train", total=plan.training.steps, shown="")
 
             def report(progress: "TrainingProgress", loss: float, validated: bool) -> None:
@@ -76,7 +81,7 @@ class RunDisplay:
             TextColumn("contexts"),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=self.console, transient=True) as bars:
+        with self._bars(columns) as bars:
             bar = bars.add_task("evaluate", total=total, completed=done)
             yield lambda count: bars.advance(bar, count)
 
@@ -85,4 +90,4 @@ class RunDisplay:
         result = record.metrics["exact_match"]
         interval = "" if result.low is None else f" [{result.low:.3f}, {result.high:.3f}]"
         self.note(f"exact match {result.value:.3f}{interval}, n = {result.n} · swap test {record.swap_test.outcome}")
-        self.note(f"[dim]{folder}[/]")
+        self.note(f"[dim]{escape(str(folder))}[/]")

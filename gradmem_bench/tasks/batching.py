@@ -34,11 +34,14 @@ def encode_documents(
     that marks the beginning of a word sees the answer in its place.
 
     Raises:
-        UserError: a context is longer than `max_context_tokens` and the task does not allow cutting it.
+        UserError: a query has no tokens; a context is longer than `max_context_tokens` and the task does not allow
+            cutting it.
     """
     contexts = backbone.encode_contexts([document.context for document in documents])
     asked = [query for document in documents for query in document.queries]
     alone = backbone.encode([query.text for query in asked])
+    if nothing := next((query.id for query, ids in zip(asked, alone, strict=True) if not ids), None):
+        raise UserError(f"The query '{nothing}' of {task.name} has no tokens, but an answer needs one to stand behind.")
     answers = [task.target_delimiter + query.targets[0] for query in asked]
     together = backbone.encode([query.text + answer for query, answer in zip(asked, answers, strict=True)])
     targets = []

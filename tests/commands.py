@@ -1,0 +1,74 @@
+"""The command line, as the tests give it."""
+
+import os
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+
+import torch
+from accelerate.state import AcceleratorState
+
+import gradmem_bench
+from gradmem_bench.cli import main
+
+METHODS = ("gradmem", "rmt", "full_kv", "truncated_text", "no_memory")
+
+TASK = ["--set=task.pairs=1", "--set=task.key_length=1", "--set=task.value_length=1", "--set=task.alphabet=8"]
+"""The smallest key-value task: `!a:5!|`, of eight symbols."""
+TRAINING = [
+    "--set=training.steps=40",
+    "--set=training.evaluate_every=20",
+    "--set=training.batch_size=16",
+    "--set=training.warmup_steps=5",
+    "--set=training.learning_rate=3e-3",
+    "--set=training.validation_contexts=32",
+]
+TINY = ["--task=kv_retrieval", "--backbone=llama-1x32", "--limit=64", *TASK, *TRAINING]
+"""What every method learns something from within a second."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command printed, and its exit code."""
+
+    code: int
+    output: str
+    errors: str
+
+
+def command(*arguments: str | Path) -> Outcome:
+    """`gradmem-bench ARGUMENTS` on one thread, in this process: importing torch anew would take seconds each time."""
+    # Accelerate keeps its settings for the life of a process.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    typed, threads = sys.argv, torch.get_num_threads()
+    sys.argv = ["gradmem-bench", *map(str, arguments)]
+    torch.set_num_threads(1)
+    output, errors, code = StringIO(), StringIO(), 0
+    try:
+        with redirect_stdout(output), redirect_stderr(errors):
+            main()
+    except SystemExit as end:
+        code = end.code or 0
+    finally:
+        sys.argv = typed
+        torch.set_num_threads(threads)
+    return Outcome(code, output.getvalue(), errors.getvalue())
+
+
+def start(*arguments: str | Path) -> subprocess.Popen:
+    """The same in a process of its own, which can be killed."""
+    variables = {"PYTHONPATH": str(Path(gradmem_bench.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "gradmem_bench", *map(str, arguments)],
+        env=os.environ | variables,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def files(folder: Path) -> dict[Path, tuple[int, bytes]]:
+    """Every file below `folder`: when it was changed last, and what it holds."""
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}

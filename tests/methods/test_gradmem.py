@@ -1,0 +1,162 @@
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from methods.matrix import BACKBONES, backbone, build, ids_of, key_value_task
+
+from gradmem_bench.batch import Batch, Tokens
+from gradmem_bench.config import BackboneConfig
+from gradmem_bench.loading import load_backbone
+from gradmem_bench.methods.gradmem import GradMem, GradMemParameters
+
+CONTEXTS, QUERIES, TARGETS = (9, 5), (3, 2, 4), (2, 2, 1)
+
+
+def plain_write(method, context: list[int], steps: int) -> torch.Tensor:
+    """Algorithm 1 on one unpadded context, with transformers' own forward and a loop."""
+    model, head, rate = method.backbone.model, method.write_head, method.settings.inner_learning_rate
+    ids = torch.tensor(context)
+    memory = method.memory.vectors
+    for _ in range(steps):
+        sequence = torch.cat([memory, model.get_input_embeddings()(ids)])[None]
+        hidden = model.base_model(inputs_embeds=sequence).last_hidden_state[0]
+        logits = (model.lm_head if head is None else head)(hidden[len(memory) - 1 : -1])
+        (gradient,) = torch.autograd.grad(F.cross_entropy(logits, ids), memory, create_graph=True)
+        memory = memory - rate * gradient
+    return memory
+
+
+def small(order: str = "second", **settings):
+    """One layer of GPT-2 in float64: no norm of it goes through float32."""
+    on = load_backbone(
+        BackboneConfig(name="gpt2-1x16", heads=2, max_positions=64, init_std=0.3), key_value_task().tokenizer(), "cpu", 1
+    )
+    return build("gradmem", on, order=order, inner_learning_rate=0.5, **settings).double().train()
+
+
+def batch_of(method) -> Batch:
+    parts = [ids_of(method.backbone, *lengths, seed=seed) for seed, lengths in enumerate((CONTEXTS, QUERIES, TARGETS))]
+    return Batch(*(Tokens.from_lists(rows) for rows in parts), torch.tensor([0, 1, 1]))
+
+
+@pytest.mark.parametrize("write_head", [True, False])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_write_is_algorithm_1(family, write_head):
+    on = copy.deepcopy(backbone(family)).requires_grad_(True)
+    method = build("gradmem", on, write_head=write_head)
+    contexts = ids_of(on, 11, 4)
+    written = method.write(Tokens.from_lists(contexts)).tensors["memory"]
+    assert not written.requires_grad
+    for row, context in enumerate(contexts):
+        torch.testing.assert_close(written[row], plain_write(method, context, 2).detach(), atol=1e-4, rtol=1e-4)
+
+
+def test_the_steps_at_evaluation_may_be_others_than_in_training():
+    method = build("gradmem", copy.deepcopy(backbone("gpt2")), inner_steps=1, evaluation_inner_steps=4)
+    method.requires_grad_(True)
+    (context,) = ids_of(method.backbone, 8)
+    for training, steps in ((True, 1), (False, 4)):
+        written = method.train(training).write(Tokens.from_lists([context])).tensors["memory"][0]
+        torch.testing.assert_close(written, plain_write(method, context, steps), atol=1e-4, rtol=1e-4)
+
+
+def test_more_steps_rebuild_the_context_better():
+    method = build("gradmem", backbone("gpt2"), inner_learning_rate=0.05)
+    contexts = Tokens.from_lists(ids_of(method.backbone, 8, 5))
+    losses = []
+    for steps in (0, 1, 3, 10):
+        method.settings = method.settings.model_copy(update={"inner_steps": steps})
+        losses.append(method.reconstruction_loss(method.write(contexts), contexts))
+    assert all((later < earlier).all() for earlier, later in zip(losses, losses[1:], strict=False))
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.7])
+def test_the_loss_of_two_contexts_and_three_queries_written_out(weight):
+    method = small(inner_steps=2, reconstruction_weight=weight)
+    batch = batch_of(method)
+    model = method.backbone.model
+    contexts = batch.contexts.rows()
+    memories = [plain_write(method, context, 2) for context in contexts]
+    costs, rebuilt = [], []
+    for query, target, owner in zip(batch.queries.rows(), batch.targets.rows(), (0, 1, 1), strict=True):
+        sequence = torch.cat([memories[owner], model.get_input_embeddings()(torch.tensor(query + target))])[None]
+        logits = model(inputs_embeds=sequence).logits[0, -len(target) - 1 : -1]
+        costs.append(F.cross_entropy(logits, torch.tensor(target), reduction="none"))
+    for memory, context in zip(memories, contexts, strict=True):
+        sequence = torch.cat([memory, model.get_input_embeddings()(torch.tensor(context))])[None]
+        hidden = model.base_model(inputs_embeds=sequence).last_hidden_state[0, 2:-1]
+        rebuilt.append(F.cross_entropy(method.write_head(hidden), torch.tensor(context)))
+    # Over all target tokens at once, and over contexts.
+    expected = torch.cat(costs).mean() + weight * torch.stack(rebuilt).mean()
+    loss = method.loss(batch)
+    torch.testing.assert_close(loss.total, expected)
+    torch.testing.assert_close(loss.parts["answer"], torch.cat(costs).mean().detach())
+    assert ("reconstruction" in loss.parts) == bool(weight)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.7])
+def test_the_outer_gradient_against_finite_differences(weight):
+    method = small(inner_steps=2, reconstruction_weight=weight)
+    batch = batch_of(method)
+    method.loss(batch).total.backward()
+    names = [
+        "memory.vectors",
+        "write_head.weight",
+        "backbone.model.transformer.h.0.attn.c_attn.weight",
+        "backbone.model.transformer.h.0.mlp.c_fc.weight",
+        "backbone.model.transformer.wpe.weight",
+        "backbone.model.transformer.wte.weight",
+    ]
+    parameters = dict(method.named_parameters())
+    step = 1e-5
+    for name in names:
+        parameter = parameters[name]
+        # The entries with the largest gradients, and the direction of all of them together.
+        flat = parameter.grad.flatten()
+        for direction in (F.one_hot(flat.abs().argmax(), flat.numel()).double(), flat / flat.norm()):
+            direction = direction.view_as(parameter)
+            values = []
+            for sign in (1, -1):
+                with torch.no_grad():
+                    parameter += sign * step * direction
+                values.append(float(method.loss(batch).total.detach()))
+                with torch.no_grad():
+                    parameter -= sign * step * direction
+            measured = (values[0] - values[1]) / (2 * step)
+            expected = float((parameter.grad * direction).sum())
+            assert abs(expected) > 1e-4, name
+            assert measured == pytest.approx(expected, rel=1e-5, abs=1e-8), name
+
+
+def test_the_write_head_learns_under_second_order_alone():
+    gradients = {}
+    for order in ("second", "first"):
+        method = small(order, inner_steps=2)
+        method.loss(batch_of(method)).total.backward()
+        gradients[order] = method.write_head.weight.grad, method.memory.vectors.grad
+    assert gradients["second"][0].abs().max() > 1e-4
+    assert gradients["first"][0] is None
+    assert (gradients["second"][1] - gradients["first"][1]).abs().max() > 1e-4
+
+
+def test_first_order_takes_what_write_added_as_a_constant():
+    method = small("first", inner_steps=2)
+    batch = batch_of(method)
+    method.loss(batch).total.backward()
+    added = method.write(batch.contexts).tensors["memory"].detach() - method.memory.vectors.detach()
+    start = method.memory.vectors.detach().clone().requires_grad_()
+    prefix = method.read(method.write(batch.contexts)).select(batch.context_of)
+    moved = type(prefix)(prefix.mask, embeddings=(start + added)[batch.context_of])
+    (expected,) = torch.autograd.grad(method.backbone.target_loss(moved, batch.queries, batch.targets), start)
+    torch.testing.assert_close(method.memory.vectors.grad, expected)
+
+
+@pytest.mark.parametrize("family", BACKBONES)
+def test_the_write_head_starts_as_a_copy_that_is_its_own(family):
+    on = copy.deepcopy(backbone(family)).requires_grad_(True)
+    method = GradMem(on, GradMemParameters())
+    assert torch.equal(method.write_head.weight, on.head.weight)
+    with torch.no_grad():
+        method.write_head.weight.zero_()
+    assert on.head.weight.any() and on.model.get_input_embeddings().weight.any()

@@ -1,0 +1,220 @@
+"""READ against the plain language model on the concatenated ids, and what a backbone refuses."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from methods.matrix import BACKBONES, backbone, build, byte_tokenizer, ids_of, key_value_task
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
+    GPT2Config,
+    GPTNeoXConfig,
+    MambaConfig,
+    OPTConfig,
+)
+
+from gradmem_bench.backbone import Backbone, Prefix
+from gradmem_bench.batch import Tokens
+from gradmem_bench.config import BackboneConfig
+from gradmem_bench.errors import UserError
+from gradmem_bench.loading import load_backbone
+from gradmem_bench.state import MemoryState
+
+CLOSE = {"atol": 1e-5, "rtol": 1e-4}
+TINY = {"vocab_size": 72, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def plain_losses(on: Backbone, ids: list[int], last: int) -> torch.Tensor:
+    """Nats of the last tokens of a sequence, from the model as transformers runs it."""
+    sequence = torch.tensor([ids])
+    with torch.no_grad():
+        logits = on.model(input_ids=sequence).logits[0, :-1]
+    return F.cross_entropy(logits, sequence[0, 1:], reduction="none")[-last:]
+
+
+def plain_right(on: Backbone, ids: list[int], last: int) -> list[bool]:
+    with torch.no_grad():
+        likeliest = on.model(input_ids=torch.tensor([ids])).logits[0, :-1].argmax(dim=-1)
+    return (likeliest == torch.tensor(ids[1:]))[-last:].tolist()
+
+
+def prefixes(on: Backbone, memory: list[int]) -> dict[str, Prefix]:
+    """The same tokens before a query: as GradMem's vectors with no step taken, as KV cache, as text."""
+    tokens = Tokens.from_lists([memory])
+    gradmem = build("gradmem", on, memory_vectors=len(memory), inner_steps=0)
+    with torch.no_grad():
+        gradmem.memory.vectors.copy_(on.embed(tokens.ids)[0])
+        made = {"vectors": gradmem.read(gradmem.write(tokens))}
+        for name in ("full_kv", "truncated_text"):
+            method = build(name, on)
+            made[name] = method.read(MemoryState.from_bytes(method.write(tokens).to_bytes()))
+    return made
+
+
+@pytest.mark.parametrize("family", BACKBONES)
+def test_losses_behind_a_prefix_are_those_of_the_whole_sequence(family):
+    on = backbone(family)
+    memory, query, target = ids_of(on, 9, 4, 5)
+    # The model's own choice, so that not every target token is wrong.
+    target[0] = int(on.model(torch.tensor([memory + query])).logits[0, -1].argmax())
+    expected = plain_losses(on, memory + query + target, 5)
+    for name, prefix in prefixes(on, memory).items():
+        with torch.no_grad():
+            losses, right = on.token_losses(prefix, Tokens.from_lists([query]), Tokens.from_lists([target]))
+            mean = on.target_loss(prefix, Tokens.from_lists([query]), Tokens.from_lists([target]))
+        torch.testing.assert_close(losses[0], expected, **CLOSE, msg=name)
+        torch.testing.assert_close(mean, expected.mean(), **CLOSE, msg=name)
+        assert right[0].tolist() == plain_right(on, memory + query + target, 5)
+        assert right[0, 0] and not right.all()
+        assert prefix.positions.tolist() == [9]
+
+
+@pytest.mark.parametrize("family", BACKBONES)
+def test_the_first_token_of_a_text_is_predicted_from_the_memory_s_last_position(family):
+    on = backbone(family)
+    memory, text = ids_of(on, 4, 7)
+    with torch.no_grad():
+        loss = on.text_loss(prefixes(on, memory)["vectors"], Tokens.from_lists([text]))
+    torch.testing.assert_close(loss[0], plain_losses(on, memory + text, 7).mean(), **CLOSE)
+
+
+@pytest.mark.parametrize("family", BACKBONES)
+def test_generation_is_transformers_own(family):
+    on = backbone(family)
+    memory, query = ids_of(on, 9, 4)
+
+    def expected(end: int) -> list[int]:
+        ids = torch.tensor([memory + query])
+        options = {"do_sample": False, "max_new_tokens": 8, "eos_token_id": end, "pad_token_id": 0}
+        made = on.model.generate(ids, attention_mask=torch.ones_like(ids), **options)[0, ids.shape[1] :].tolist()
+        return made[: made.index(end)] if end in made else made
+
+    endless = expected(on.end_id)
+    # Another end: a token that does come, so that one row is through before the other.
+    ends_early = copy.copy(on)
+    ends_early.tokenizer = copy.deepcopy(on.tokenizer)
+    later = next(token for token in endless[1:] if token != endless[0]) if len(set(endless)) > 1 else endless[0]
+    ends_early.tokenizer.eos_token = on.tokenizer.convert_ids_to_tokens(later)
+    other = ids_of(on, 6, seed=4)[0]
+    for one in (on, ends_early):
+        for name, prefix in prefixes(on, memory).items():
+            rows = prefix.select(torch.tensor([0, 0]))
+            answers = one.generate(rows, Tokens.from_lists([query, other]), 8)
+            assert answers[0] == expected(one.end_id), name
+    assert len(expected(later)) < len(endless)
+
+
+def test_the_cache_given_to_a_read_is_not_changed_by_it():
+    on = backbone("llama")
+    memory, query = ids_of(on, 9, 4)
+    prefix = prefixes(on, memory)["full_kv"]
+    before = [tensor.clone() for layer in prefix.cache for tensor in layer]
+    on.generate(prefix, Tokens.from_lists([query]), 4)
+    after = [tensor for layer in prefix.cache for tensor in layer]
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+
+def test_a_prefix_is_embeddings_or_a_cache():
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    with pytest.raises(ValueError, match="either"):
+        Prefix(mask)
+    with pytest.raises(ValueError, match="either"):
+        Prefix(mask, embeddings=torch.zeros(1, 2, 4), cache=())
+
+
+@pytest.mark.parametrize("family", BACKBONES)
+def test_only_rows_are_bounded_by_the_positions_and_never_their_padding(family):
+    config = BACKBONES[family].model_copy(update={"max_positions": 16})
+    on = load_backbone(config, key_value_task().tokenizer(), "cpu", 0).requires_grad_(False)
+    memories, queries = ids_of(on, 10, 2), ids_of(on, 2, 10)
+    method = build("truncated_text", on)
+
+    def answers(rows: slice) -> list[list[int]]:
+        prefix = method.read(method.write(Tokens.from_lists(memories[rows])))
+        return on.generate(prefix, Tokens.from_lists(queries[rows]), 5)
+
+    # 10 + 10 columns, but 12 tokens in a row; with 4 answers fed back they are 16.
+    assert answers(slice(0, 2)) == answers(slice(0, 1)) + answers(slice(1, 2))
+    prefix = method.read(method.write(Tokens.from_lists(memories)))
+    with pytest.raises(UserError, match=r"17 positions, but .* has 16"):
+        on.generate(prefix, Tokens.from_lists([[5] * 3, [5] * 10]), 6)
+    with pytest.raises(UserError, match=r"20 positions, but .* has 16"):
+        on.token_losses(prefix, Tokens.from_lists(queries), Tokens.from_lists([[5] * 8, [5]]))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GPT2Config(vocab_size=72, n_embd=16, n_layer=1, n_head=2, resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5),
+        GPTNeoXConfig(**TINY, intermediate_size=32, attention_dropout=0.5, hidden_dropout=0.5),
+        OPTConfig(**TINY, ffn_dim=32, word_embed_proj_dim=16, dropout=0.5, attention_dropout=0.5),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_write_and_read_see_one_function_in_training_too(config):
+    on = Backbone(AutoModelForCausalLM.from_config(config), key_value_task().tokenizer()).train()
+    assert on.model.training
+    embeddings, mask = on.embed(torch.arange(10)[None]), torch.ones(1, 10, dtype=torch.bool)
+    with torch.no_grad():
+        one, other = on.hidden(None, embeddings, mask)[0], on.hidden(None, embeddings, mask)[0]
+        evaluated = on.eval().hidden(None, embeddings, mask)[0]
+    assert torch.equal(one, other) and torch.equal(one, evaluated)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Gemma2Config(**TINY, intermediate_size=32, head_dim=8, num_key_value_heads=1, final_logit_softcapping=30.0),
+        CohereConfig(**TINY, intermediate_size=32, logit_scale=0.0625),
+        MambaConfig(vocab_size=72, hidden_size=16, num_hidden_layers=1),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_a_model_that_is_more_than_a_linear_head_on_hidden_states_is_refused(config):
+    model = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(UserError, match=f"{type(model).__name__} is not supported"):
+        Backbone(model, key_value_task().tokenizer())
+    # What the check did to the head is undone.
+    assert not model.get_output_embeddings()._forward_hooks
+
+
+def test_texts_that_begin_a_sequence_get_the_tokenizer_s_start_token_and_others_do_not():
+    on = load_backbone(BackboneConfig(name="llama-1x32"), byte_tokenizer(begin=True), "cpu", 0)
+    (plain,) = on.encode(["no"])
+    assert len(plain) == 2
+    assert on.encode_contexts(["no"]) == [[0, *plain]]
+    assert on.decode([0, *plain, 1]) == "no"
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "bytes_per_position"),
+    [
+        # 2 x layers x key-value heads x head size x 4 bytes
+        ("gpt2-12x768", {}, 72 * 1024),
+        ("llama-2x64", {"heads": 4, "kv_heads": 1}, 2 * 2 * 1 * 16 * 4),
+        ("neox-3x64", {"heads": 2}, 2 * 3 * 2 * 32 * 4),
+    ],
+)
+def test_what_a_position_holds_is_known_without_weights(name, settings, bytes_per_position):
+    on = load_backbone(BackboneConfig(name=name, **settings), key_value_task().tokenizer(), "meta", 0)
+    assert on.kv_bytes_per_position == bytes_per_position
+    assert on.device.type == "meta"
+
+
+@pytest.mark.parametrize("family", BACKBONES)
+def test_what_a_position_holds_is_what_transformers_keeps_of_one(family):
+    on = backbone(family)
+    with torch.no_grad():
+        cache = on.model(torch.arange(7)[None], use_cache=True).past_key_values
+    kept = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    assert on.kv_bytes_per_position * 7 == kept
+
+
+def test_gpt2_has_as_many_parameters_as_it_should(shared):
+    config = BackboneConfig(name="gpt2-12x768", tokenizer=str(shared / "models" / "gpt2-tokenizer"))
+    on = load_backbone(config, None, "meta", 0)
+    assert sum(parameter.numel() for parameter in on.parameters()) == 124_439_808
+    assert on.width == 768 and on.vocabulary_size == 50257 and on.start_ids == []

@@ -1,0 +1,124 @@
+"""The inner descent against closed forms, a written-out loop and finite differences, all in float64."""
+
+import pytest
+import torch
+
+from gradmem_bench.descent import descend
+
+STEPS, RATE = 3, 0.2
+CURVATURES = torch.tensor([0.5, 2.0, 3.0], dtype=torch.float64)
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def quadratic(curvatures: torch.Tensor, centres: torch.Tensor):
+    """Sample b's loss is the sum over i of a_i / 2 (M_bi - c_bi)^2: each step shrinks M - c by 1 - rate a."""
+    return lambda memory: (curvatures / 2 * (memory - centres) ** 2).sum(dim=(1, 2))
+
+
+def bent(weight: torch.Tensor, inputs: torch.Tensor):
+    """A loss whose second derivative is not constant, (B, m, d) -> (B,)."""
+    return lambda memory: (torch.tanh(memory @ weight) * inputs + (memory @ weight).exp() / 5).sum(dim=(1, 2))
+
+
+@pytest.mark.parametrize("order", ["second", "first", None])
+def test_a_quadratic_loss_shrinks_by_the_same_factor_at_every_step(order):
+    start, centres = draw(2, 4, 3), draw(2, 4, 3, seed=1)
+    memory = descend(quadratic(CURVATURES, centres), start, STEPS, RATE, order)
+    # Hand-worked: 1 - 0.2 a is 0.9, 0.6 and 0.4.
+    factors = torch.tensor([0.9**3, 0.6**3, 0.4**3], dtype=torch.float64)
+    torch.testing.assert_close(memory, centres + factors * (start - centres))
+
+
+def test_the_second_order_gradient_of_a_quadratic_in_closed_form():
+    start, centres = draw(2, 4, 3).requires_grad_(), draw(2, 4, 3, seed=1).requires_grad_()
+    curvatures = CURVATURES.clone().requires_grad_()
+    memory = descend(quadratic(curvatures, centres), start, STEPS, RATE, "second")
+    by_start, by_centres, by_curvatures = torch.autograd.grad(memory.sum(), [start, centres, curvatures])
+    # d/dM_0 (1 - ra)^K (M_0 - c) + c, and the like for c and a.
+    factor = (1 - RATE * CURVATURES) ** STEPS
+    torch.testing.assert_close(by_start, factor.expand(2, 4, 3))
+    torch.testing.assert_close(by_centres, (1 - factor).expand(2, 4, 3))
+    slope = -STEPS * RATE * (1 - RATE * CURVATURES) ** (STEPS - 1)
+    torch.testing.assert_close(by_curvatures, (slope * (start - centres)).sum(dim=(0, 1)).detach())
+
+
+def test_the_first_order_gradient_is_that_of_a_start_plus_a_constant():
+    start, centres = draw(2, 4, 3).requires_grad_(), draw(2, 4, 3, seed=1)
+    curvatures = CURVATURES.clone().requires_grad_()
+    memory = descend(quadratic(curvatures, centres), start, STEPS, RATE, "first")
+    by_start, by_curvatures = torch.autograd.grad(memory.square().sum(), [start, curvatures], allow_unused=True)
+    torch.testing.assert_close(by_start, 2 * memory.detach())
+    assert by_curvatures is None
+
+
+def test_the_second_order_gradient_against_finite_differences():
+    weight, inputs, start = draw(3, 3), draw(2, 4, 3, seed=1), draw(2, 4, 3, seed=2)
+
+    def outer(start, weight):
+        return (descend(bent(weight, inputs), start, STEPS, RATE, "second") ** 2).sum()
+
+    assert torch.autograd.gradcheck(outer, (start.requires_grad_(), weight.requires_grad_()), eps=1e-6, atol=1e-6)
+
+
+def test_a_written_out_loop_gives_the_same_memory_and_the_same_gradients():
+    weight, inputs, start = draw(3, 3).requires_grad_(), draw(2, 4, 3, seed=1), draw(2, 4, 3, seed=2).requires_grad_()
+    loss = bent(weight, inputs)
+    plain = start
+    for _ in range(STEPS):
+        # One sample at a time: no sum over the batch.
+        steps = [torch.autograd.grad(loss(plain)[row], plain, create_graph=True)[0][row] for row in range(2)]
+        plain = plain - RATE * torch.stack(steps)
+    memory = descend(loss, start, STEPS, RATE, "second")
+    torch.testing.assert_close(memory, plain)
+    expected = torch.autograd.grad(plain.sin().sum(), [start, weight])
+    torch.testing.assert_close(torch.autograd.grad(memory.sin().sum(), [start, weight]), expected)
+    first = torch.autograd.grad(descend(loss, start, STEPS, RATE, "first").sin().sum(), start)[0]
+    assert (first - expected[0]).abs().max() > 0.01
+
+
+def test_a_sample_s_memory_depends_on_its_own_start_and_loss_alone():
+    weight, inputs, start = draw(3, 3), draw(3, 4, 3, seed=1), draw(3, 4, 3, seed=2)
+    together = descend(bent(weight, inputs), start, STEPS, RATE, None)
+    for row in range(3):
+        rows = slice(row, row + 1)
+        torch.testing.assert_close(descend(bent(weight, inputs[rows]), start[rows], STEPS, RATE, None), together[rows])
+    jacobian = torch.autograd.functional.jacobian(
+        lambda start: descend(bent(weight, inputs), start, STEPS, RATE, "second"), start
+    )
+    for row in range(3):
+        others = [other for other in range(3) if other != row]
+        assert not jacobian[row][:, :, others].any() and jacobian[row][:, :, row].any()
+
+
+@pytest.mark.parametrize("recording", [True, False])
+@pytest.mark.parametrize("learned", [True, False])
+def test_evaluation_leaves_no_graph_and_the_start_as_it_was(recording, learned):
+    weight, inputs, start = draw(3, 3).requires_grad_(), draw(2, 4, 3, seed=1), draw(2, 4, 3, seed=2)
+    before = start.clone()
+    start.requires_grad_(learned)
+    expected = descend(bent(weight, inputs), start, STEPS, RATE, "second").detach()
+    with torch.set_grad_enabled(recording):
+        memory = descend(bent(weight, inputs), start, STEPS, RATE, None)
+    assert not memory.requires_grad
+    torch.testing.assert_close(memory, expected)
+    assert start.requires_grad == learned and torch.equal(start, before)
+    assert weight.grad is None and start.grad is None
+
+
+def test_a_start_that_is_not_learned_still_passes_the_second_order_to_the_weights():
+    weight, inputs, start = draw(3, 3).requires_grad_(), draw(2, 4, 3, seed=1), draw(2, 4, 3, seed=2)
+    (frozen,) = torch.autograd.grad(descend(bent(weight, inputs), start, STEPS, RATE, "second").sum(), weight)
+    learned = start.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(descend(bent(weight, inputs), learned, STEPS, RATE, "second").sum(), weight)
+    torch.testing.assert_close(frozen, expected)
+
+
+@pytest.mark.parametrize("order", ["second", "first", None])
+def test_no_step_is_the_start(order):
+    start = draw(2, 4, 3).requires_grad_()
+    memory = descend(bent(draw(3, 3), draw(2, 4, 3)), start, 0, RATE, order)
+    assert torch.equal(memory, start)
+    assert memory.requires_grad == (order is not None)

@@ -1,0 +1,217 @@
+import json
+
+import pytest
+from commands import TASK, TINY, command
+
+from gradmem_bench.config import BackboneConfig, Budget
+from gradmem_bench.errors import UserError
+from gradmem_bench.experiment import Options, Plan, resolve
+from gradmem_bench.loading import load_backbone
+from gradmem_bench.registry import resolve as find
+
+SETTINGS = tuple(setting.removeprefix("--set=") for setting in TASK)
+
+
+def plan(method="gradmem", *settings, task="kv_retrieval", backbone="llama-1x32", **options) -> Plan:
+    given = (*SETTINGS, *settings) if task == "kv_retrieval" else settings
+    return resolve(find("method", method), find("task", str(task)), Options(backbone, settings=given, **options))
+
+
+def write_rows(path, count, words=1):
+    rows = [
+        {"context": f"{path.stem}{row}" + "a" * words, "query": f"?{row}", "target": f"{row}"} for row in range(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A backbone's folder with a configuration and a tokenizer, and no weights at all."""
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = plan(backbone="llama-1x32").shape.tokenizer
+    backbone = load_backbone(BackboneConfig(name="llama-1x32", max_positions=64), tokenizer, "meta", 0)
+    backbone.model.config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def local_task(tmp_path):
+    """A task on JSONL files of one's own."""
+    write_rows(tmp_path / "train.jsonl", 20)
+    write_rows(tmp_path / "test.jsonl", 10)
+    path = tmp_path / "own.yaml"
+    path.write_text(
+        "task: own\ndataset_path: json\ndataset_kwargs:\n  data_files: {train: train.jsonl, test: test.jsonl}\n"
+        "training_split: train\ntest_split: test\nmetadata:\n  training: {steps: 3, batch_size: 4}\n"
+    )
+    return path
+
+
+# ---------------------------------------------------------------------------------------------- dry run
+
+
+@pytest.mark.parametrize(
+    ("method", "state", "positions", "parameters"),
+    # llama-1x32: one vector is 128 bytes, one position of KV 256; `!a:5!|` has six tokens and as many bytes.
+    [
+        ("gradmem", "1 KiB", "8, holding 2 KiB", 16_992 + 8 * 32 + 16 * 32),
+        ("rmt", "1 KiB", "8, holding 2 KiB", 16_992 + 8 * 32 + 32 * 32 + 32),
+        ("full_kv", "1.5 KiB", "6, holding 1.5 KiB", 16_992),
+        ("truncated_text", "6 B", "6, holding 1.5 KiB", 16_992),
+        ("no_memory", "0 B", "0, holding 0 B", 16_992),
+    ],
+)
+def test_a_dry_run_says_what_a_run_would_cost_and_writes_nothing(tmp_path, method, state, positions, parameters):
+    done = command("run", "--method", method, *TINY, "--dry-run", "--output", tmp_path / "runs")
+    assert (done.code, done.errors) == (0, "")
+    facts = dict(line.split("  ", 1) for line in done.output.splitlines()[1:7])
+    assert facts["state"].strip().startswith(f"{state} for a context of 6 tokens")
+    assert facts["READ positions"].strip() == f"{positions} of KV"
+    assert facts["budget"].strip() == "none"
+    assert facts["parameters"].strip() == f"{parameters:,}"
+    assert facts["steps"].strip() == "40 of 16 contexts"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_needs_no_weights_file(tmp_path, model):
+    done = command("run", "--method=gradmem", *TINY, "--backbone", model, "--dry-run", "--output", tmp_path / "runs")
+    assert (done.code, done.errors) == (0, "")
+    assert "state           1 KiB for a context of 6 tokens" in done.output
+    assert list(tmp_path.iterdir()) == []
+    done = command("run", "--method=gradmem", *TINY, "--backbone", model, "--output", tmp_path / "runs")
+    assert done.code == 2
+    assert f"'{model}' is no folder with a config.json and safetensors weights" in done.errors
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_is_on_the_meta_device_and_counts_what_a_real_method_has():
+    found = plan("gradmem")
+    assert {parameter.device.type for parameter in found.shape.parameters()} == {"meta"}
+    backbone = load_backbone(found.backbone, found.task.tokenizer(), "cpu", 0)
+    method = found.method_class(backbone, found.parameters)
+    assert found.parameter_count == sum(parameter.numel() for parameter in method.parameters())
+
+
+# ---------------------------------------------------------------------------------------------- budgets
+
+
+@pytest.mark.parametrize("method", ["gradmem", "rmt"])
+@pytest.mark.parametrize(
+    ("budget", "vectors"),
+    [(Budget(bytes=4096), 32), (Budget(positions=3), 3), (Budget(bytes=1000), 7), (Budget(bytes=4096, positions=5), 5)],
+)
+def test_a_budget_is_filled_with_vectors(method, budget, vectors):
+    found = plan(method, budget=budget)
+    assert found.parameters.memory_vectors == vectors
+    assert (found.footprint.state_bytes, found.footprint.read_positions) == (vectors * 128, vectors)
+
+
+def test_a_budget_bounds_text_and_leaves_floor_and_ceiling_alone():
+    found = plan("truncated_text", budget=Budget(bytes=4, positions=3))
+    assert (found.parameters.max_bytes, found.parameters.max_tokens) == (4, 3)
+    assert (found.footprint.state_bytes, found.footprint.read_positions) == (4, 3)
+    for method in ("full_kv", "no_memory"):
+        assert plan(method, budget=Budget(bytes=4)).footprint == plan(method).footprint
+
+
+def test_a_budget_that_nothing_fits_is_refused():
+    with pytest.raises(UserError, match="budget of 127 B holds no vector: one of width 32 in float32 is 128 B"):
+        plan("gradmem", budget=Budget(bytes=127))
+    assert plan("gradmem", budget=Budget(bytes=128)).parameters.memory_vectors == 1
+
+
+# ------------------------------------------------------------------------------------- whose value counts
+
+
+def test_what_is_set_stands_above_the_recipe_and_the_recipe_above_the_task(tmp_path):
+    (tmp_path / "own.yaml").write_text(
+        "name: own\nclass: gradmem_bench.methods.gradmem:GradMem\nparameters: {memory_vectors: 3, inner_steps: 2}\n"
+        "training: {learning_rate: 0.5, weight_decay: 0.25}\n"
+    )
+    found = plan(str(tmp_path / "own.yaml"), "inner_steps=4", "training.weight_decay=0.125")
+    assert (found.parameters.memory_vectors, found.parameters.inner_steps) == (3, 4)
+    assert found.parameters.inner_learning_rate == 0.4  # the class's own
+    assert (found.training.learning_rate, found.training.weight_decay) == (0.5, 0.125)
+    assert found.training.steps == 20_000  # the task's
+    assert found.training.max_grad_norm == 1.0  # every training's
+
+
+def test_a_setting_may_be_of_one_method_alone():
+    settings = ("gradmem.memory_vectors=3", "gradmem.training.steps=7", "rmt.memory_vectors=5")
+    named = {"methods": ("gradmem", "rmt")}
+    assert plan("gradmem", *settings, **named).parameters.memory_vectors == 3
+    assert plan("rmt", *settings, **named).parameters.memory_vectors == 5
+    assert plan("gradmem", *settings, **named).training.steps == 7
+    assert plan("rmt", *settings, **named).training.steps == 20_000
+
+
+def test_no_steps_is_no_training():
+    assert plan("gradmem", "training.steps=0").training is None
+    assert plan("gradmem", train=False).training is None
+
+
+# -------------------------------------------------------------------------------------------- identity
+
+
+def test_a_run_has_a_folder_of_its_own_for_everything_that_its_result_depends_on(tmp_path):
+    same = plan("gradmem").folder(tmp_path)
+    assert plan("gradmem").folder(tmp_path) == same
+    others = [
+        plan("gradmem", "inner_steps=2"),
+        plan("gradmem", "training.steps=9"),
+        plan("gradmem", "task.noise=1"),
+        plan("gradmem", "backbone.init_std=0.2"),
+        plan("gradmem", backbone="llama-2x32"),
+        plan("gradmem", seed=1),
+        plan("gradmem", limit=5),
+        plan("gradmem", dtype="bfloat16"),
+        plan("gradmem", budget=Budget(positions=8)),
+        plan("gradmem", train=False),
+        plan("rmt"),
+    ]
+    folders = [other.folder(tmp_path) for other in others]
+    assert len({same, *folders}) == len(others) + 1
+    assert {folder.parent for folder in folders} == {tmp_path / "kv_retrieval"}
+
+
+@pytest.mark.parametrize("changed", ["train.jsonl", "test.jsonl"])
+def test_other_data_make_another_run(tmp_path, local_task, model, changed):
+    before = plan(task=local_task, backbone=str(model)).config_hash
+    assert plan(task=local_task, backbone=str(model)).config_hash == before
+    write_rows(tmp_path / changed, 12)
+    assert plan(task=local_task, backbone=str(model)).config_hash != before
+
+
+# ------------------------------------------------------------------------- found before weights are read
+
+
+def test_a_context_longer_than_the_positions_is_refused(tmp_path, local_task, model):
+    write_rows(tmp_path / "test.jsonl", 10, words=60)
+    with pytest.raises(UserError, match="own has 6. tokens, but gradmem has room for .* in the 64 positions of"):
+        plan(task=local_task, backbone=str(model))
+    local_task.write_text(local_task.read_text() + "  truncate_contexts: true\n")
+    cut = plan(task=local_task, backbone=str(model))
+    # Memory, query and answer (32 tokens and a quarter more of the query's two or three) take the rest.
+    assert cut.context_tokens[1] == cut.max_context_tokens == 64 - 8
+    ceiling = plan("full_kv", task=local_task, backbone=str(model))
+    assert ceiling.max_context_tokens < 64 - 32
+
+
+def test_no_room_for_any_context_is_refused():
+    with pytest.raises(UserError, match="12 positions of llama-1x32 leave no room for a context"):
+        plan("gradmem", "backbone.max_positions=12")
+
+
+def test_a_curriculum_is_checked_before_it_is_trained_on():
+    with pytest.raises(UserError, match="has no key 'pears'. Did you mean 'pairs'"):
+        plan("gradmem", "training.curriculum=[{task: {pears: 1}}]")
+    with pytest.raises(UserError, match="has no key 'curriculum.0.tsk'. Did you mean 'task'"):
+        plan("gradmem", "training.curriculum=[{tsk: {pairs: 1}}]")
+
+
+def test_training_needs_data_to_train_on(tmp_path, local_task, model):
+    local_task.write_text(local_task.read_text().replace("train: train.jsonl, ", ""))
+    with pytest.raises(UserError, match="own.yaml has no data for 'train'"):
+        plan(task=local_task, backbone=str(model))
+    assert plan(task=local_task, backbone=str(model), train=False).training is None
