@@ -1,7 +1,9 @@
 # `make demo` runs the main job in five minutes, `make test` the tests; both make .venv and install first.
 
 PYTHON ?= python3
-DEMO = .venv/bin/python -m gradmem_bench demo
+DEMO = .venv/bin/gradmem-bench run --task kv_small --max-positions 8 --output runs/demo \
+	--method full_kv --method gradmem --method rmt --method truncated_text --method no_memory \
+	--set gradmem.inner_steps=2 --set gradmem.inner_learning_rate=4
 
 .PHONY: demo test lint
 

@@ -63,7 +63,7 @@ def main() -> None:
     score = Evaluator(method, task, 32).teacher_forced_score(held_out)
     backbone.model.save_pretrained(arguments.folder)
     backbone.tokenizer.save_pretrained(arguments.folder)
-    print(f"exact match {score:.3f} with the context in sight, weights {weights_hash(backbone.model)}, in {arguments.folder}")
+    print(f"exact match {score:.3f} with the context in sight; weights {weights_hash(backbone.model)}")
 
 
 class Reminder:

@@ -80,9 +80,8 @@ def run(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="A parameter of every method (memory_vectors=4) or of one (gradmem.inner_steps=5), or a setting of the "
-            "training, the task or the backbone (training.steps=500, task.pairs=4, backbone.init_std=0.1). "
-            "May be repeated.",
+            help="A parameter of every method (memory_vectors=4) or of one (rmt.passes=2), or a setting of the "
+            "training, the task or the backbone (training.steps=500, task.pairs=4, backbone.heads=2). May be repeated.",
         ),
     ] = None,
     load: Annotated[
@@ -209,11 +208,12 @@ def list_(
     if what == Listed.runs:
         from gradmem_bench.results import find_records
 
-        table = Table("run", "method", "task", "exact match", "folder", box=None, header_style="bold")
+        table = Table("method", "task", "exact match", box=None, header_style="bold")
+        # A folder's name is of use only whole.
+        table.add_column("folder", overflow="fold")
         for path, record in find_records([output] if output.exists() else []).items():
             score = record.metrics["exact_match"].value
             table.add_row(
-                record.run_id,
                 record.method.name,
                 record.task.name,
                 "–" if score is None else f"{score:.3f}",

@@ -29,7 +29,7 @@ class Timings:
     read_seconds_per_query: list[float] = field(default_factory=list)
 
     def medians(self) -> tuple[float, float]:
-        """WRITE per context and READ per query; the first batch warms caches up, and counts where it is the only one."""
+        """WRITE per context, READ per query; the first batch warms caches up, and counts where it is the only one."""
         write, read = self.write_seconds_per_context, self.read_seconds_per_query
         return statistics.median(write[1:] or write), statistics.median(read[1:] or read)
 

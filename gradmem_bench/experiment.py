@@ -211,7 +211,10 @@ def _checkpoint_of(load: Path, method: str) -> Path:
             return candidate
     if load.is_dir() and not (load / checkpoints.METHOD_FILE).exists():
         held = sorted(path.stem for path in load.glob("*.safetensors"))
-        raise UserError(f"{load} holds no checkpoint of '{method}', only of {', '.join(held) or 'nothing'}.")
+        raise UserError(
+            f"{load} holds no checkpoint of '{method}'"
+            + (f", only of {', '.join(held)}." if held else " or of any method.")
+        )
     return load
 
 

@@ -78,7 +78,7 @@ def swap_test(evaluator: Evaluator, documents: Sequence[EncodedDocument]) -> Swa
 
 
 def _chance(answers: Sequence[str], asked: Sequence[tuple], normalize: bool) -> float:
-    """How often an answer is right for other contexts' examples: those of the same query, or all where there is none."""
+    """How often an answer is right for other contexts' examples: of the same query, or all where there is none."""
     same_text = defaultdict(list)
     for example in asked:
         same_text[example[1].text].append(example)

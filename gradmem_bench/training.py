@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -242,19 +243,17 @@ class Trainer:
         counted = progress.step % config.evaluate_every == 0
         total, size = 0.0, len(whole)
         counter = FlopCounterMode(display=False) if counted else None
-        if counter:
-            counter.__enter__()
         pieces = -(-size // config.accumulation_steps)
-        for start in range(0, size, pieces):
-            batch = whole.select(start, min(size, start + pieces)) if config.accumulation_steps > 1 else whole
-            batch = batch.to(self.accelerator.device)
-            share = batch.targets.mask.sum() / whole.targets.mask.sum()
-            with sdpa_kernel(SDPBackend.MATH) if counted else self.accelerator.autocast():
-                loss = self.model(batch).total
-            self.accelerator.backward(loss * share)
-            total += float(loss.detach() * share)
+        with counter or nullcontext():
+            for start in range(0, size, pieces):
+                batch = whole.select(start, min(size, start + pieces)) if config.accumulation_steps > 1 else whole
+                batch = batch.to(self.accelerator.device)
+                share = batch.targets.mask.sum() / whole.targets.mask.sum()
+                with sdpa_kernel(SDPBackend.MATH) if counted else self.accelerator.autocast():
+                    loss = self.model(batch).total
+                self.accelerator.backward(loss * share)
+                total += float(loss.detach() * share)
         if counter:
-            counter.__exit__(None, None, None)
             progress.flops += counter.get_total_flops() * min(config.evaluate_every, config.steps - progress.step)
         norm = self.accelerator.clip_grad_norm_(self.parameters, config.max_grad_norm)
         if not math.isfinite(total) or not bool(torch.isfinite(norm)):

@@ -218,3 +218,24 @@ def test_gpt2_has_as_many_parameters_as_it_should(shared):
     on = load_backbone(config, None, "meta", 0)
     assert sum(parameter.numel() for parameter in on.parameters()) == 124_439_808
     assert on.width == 768 and on.vocabulary_size == 50257 and on.start_ids == []
+
+
+def test_a_first_token_that_nothing_stands_before_costs_nothing_and_is_never_right():
+    on = backbone("llama")
+    text, other = ids_of(on, 6, 4)
+    empty = prefixes(on, other)["vectors"]
+    # One row without any prefix, and one behind four tokens.
+    prefix = Prefix(torch.tensor([[False] * 4, [True] * 4]), embeddings=empty.embeddings.expand(2, -1, -1))
+    with torch.no_grad():
+        losses, right = on.token_losses(prefix, None, Tokens.from_lists([text, text]))
+    assert losses[0, 0] == 0 and not right[0, 0]
+    torch.testing.assert_close(losses[0, 1:], plain_losses(on, text, 5), **CLOSE)
+    torch.testing.assert_close(losses[1], plain_losses(on, other + text, 6), **CLOSE)
+    cached = build("full_kv", on)
+    with torch.no_grad():
+        losses, _ = on.token_losses(
+            cached.read(cached.write(Tokens.from_lists([other]))), None, Tokens.from_lists([text])
+        )
+    # A cache has no hidden state of its last position left to predict from.
+    assert losses[0, 0] == 0
+    torch.testing.assert_close(losses[0, 1:], plain_losses(on, other + text, 5), **CLOSE)

@@ -55,15 +55,20 @@ def local_task(tmp_path):
     ("method", "state", "positions", "parameters"),
     # llama-1x32: one vector is 128 bytes, one position of KV 256; `!a:5!|` has six tokens and as many bytes.
     [
-        ("gradmem", "1 KiB", "8, holding 2 KiB", 16_992 + 8 * 32 + 16 * 32),
-        ("rmt", "1 KiB", "8, holding 2 KiB", 16_992 + 8 * 32 + 32 * 32 + 32),
+        (
+            "gradmem --set=memory_vectors=4 --set=write_head=true",
+            "512 B",
+            "4, holding 1 KiB",
+            16_992 + 4 * 32 + 16 * 32,
+        ),
+        ("rmt --set=memory_vectors=4 --set=projection=true", "512 B", "4, holding 1 KiB", 16_992 + 4 * 32 + 33 * 32),
         ("full_kv", "1.5 KiB", "6, holding 1.5 KiB", 16_992),
         ("truncated_text", "6 B", "6, holding 1.5 KiB", 16_992),
         ("no_memory", "0 B", "0, holding 0 B", 16_992),
     ],
 )
 def test_a_dry_run_says_what_a_run_would_cost_and_writes_nothing(tmp_path, method, state, positions, parameters):
-    done = command("run", "--method", method, *TINY, "--dry-run", "--output", tmp_path / "runs")
+    done = command("run", "--method", *method.split(), *TINY, "--dry-run", "--output", tmp_path / "runs")
     assert (done.code, done.errors) == (0, "")
     facts = dict(line.split("  ", 1) for line in done.output.splitlines()[1:7])
     assert facts["state"].strip().startswith(f"{state} for a context of 6 tokens")
@@ -75,11 +80,12 @@ def test_a_dry_run_says_what_a_run_would_cost_and_writes_nothing(tmp_path, metho
 
 
 def test_a_dry_run_needs_no_weights_file(tmp_path, model):
-    done = command("run", "--method=gradmem", *TINY, "--backbone", model, "--dry-run", "--output", tmp_path / "runs")
+    given = ["--method=gradmem", *TINY, "--set=memory_vectors=4", "--backbone", model, "--output", tmp_path / "runs"]
+    done = command("run", *given, "--dry-run")
     assert (done.code, done.errors) == (0, "")
-    assert "state           1 KiB for a context of 6 tokens" in done.output
+    assert "state           512 B for a context of 6 tokens" in done.output
     assert list(tmp_path.iterdir()) == []
-    done = command("run", "--method=gradmem", *TINY, "--backbone", model, "--output", tmp_path / "runs")
+    done = command("run", *given)
     assert done.code == 2
     assert f"'{model}' is no folder with a config.json and safetensors weights" in done.errors
     assert list(tmp_path.iterdir()) == []
@@ -131,7 +137,7 @@ def test_what_is_set_stands_above_the_recipe_and_the_recipe_above_the_task(tmp_p
     )
     found = plan(str(tmp_path / "own.yaml"), "inner_steps=4", "training.weight_decay=0.125")
     assert (found.parameters.memory_vectors, found.parameters.inner_steps) == (3, 4)
-    assert found.parameters.inner_learning_rate == 0.4  # the class's own
+    assert found.parameters.order == "second"  # the class's own
     assert (found.training.learning_rate, found.training.weight_decay) == (0.5, 0.125)
     assert found.training.steps == 20_000  # the task's
     assert found.training.max_grad_norm == 1.0  # every training's
@@ -193,7 +199,7 @@ def test_a_context_longer_than_the_positions_is_refused(tmp_path, local_task, mo
     local_task.write_text(local_task.read_text() + "  truncate_contexts: true\n")
     cut = plan(task=local_task, backbone=str(model))
     # Memory, query and answer (32 tokens and a quarter more of the query's two or three) take the rest.
-    assert cut.context_tokens[1] == cut.max_context_tokens == 64 - 8
+    assert cut.context_tokens[1] == cut.max_context_tokens == 64 - cut.parameters.memory_vectors
     ceiling = plan("full_kv", task=local_task, backbone=str(model))
     assert ceiling.max_context_tokens < 64 - 32
 

@@ -66,9 +66,7 @@ def test_padding_is_never_serialised():
 
 
 def test_states_are_independent_of_their_neighbours_and_can_be_rearranged():
-    state = MemoryState(
-        {"cache": random_tensor("bfloat16", 3, 4, 2)}, frozenset({"cache"}), torch.tensor([1, 4, 2])
-    )
+    state = MemoryState({"cache": random_tensor("bfloat16", 3, 4, 2)}, frozenset({"cache"}), torch.tensor([1, 4, 2]))
     rows = state.to_bytes()
     back = MemoryState.from_bytes([rows[2], rows[0]])
     assert back.lengths.tolist() == [2, 1]

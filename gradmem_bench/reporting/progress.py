@@ -89,5 +89,8 @@ class RunDisplay:
         """The outcome in one line, and where it was put."""
         result = record.metrics["exact_match"]
         interval = "" if result.low is None else f" [{result.low:.3f}, {result.high:.3f}]"
-        self.note(f"exact match {result.value:.3f}{interval}, n = {result.n} · swap test {record.swap_test.outcome}")
+        swap = record.swap_test
+        # The scores behind it matter where it did not pass; the record has them always.
+        verdict = "passed" if swap.passed else swap.outcome
+        self.note(f"exact match {result.value:.3f}{interval}, n = {result.n} · swap test {verdict}")
         self.note(f"[dim]{escape(str(folder))}[/]")

@@ -98,7 +98,7 @@ class BackboneRecord(Part):
     parameter_count: int
     """Parameters of the LM."""
     weights_hash: str
-    """SHA-256 of the weights that every method started from; for a random model, of its configuration and seed."""
+    """SHA-256 of the weights that every method started from; of a random model, of its configuration without seed."""
 
 
 class Measured(Part):

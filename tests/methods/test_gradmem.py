@@ -30,7 +30,10 @@ def plain_write(method, context: list[int], steps: int) -> torch.Tensor:
 def small(order: str = "second", **settings):
     """One layer of GPT-2 in float64: no norm of it goes through float32."""
     on = load_backbone(
-        BackboneConfig(name="gpt2-1x16", heads=2, max_positions=64, init_std=0.3), key_value_task().tokenizer(), "cpu", 1
+        BackboneConfig(name="gpt2-1x16", heads=2, max_positions=64, init_std=0.3),
+        key_value_task().tokenizer(),
+        "cpu",
+        1,
     )
     return build("gradmem", on, order=order, inner_learning_rate=0.5, **settings).double().train()
 

@@ -59,7 +59,9 @@ def assert_same(one: dict, other: dict) -> None:
 def test_a_row_gives_in_a_batch_what_it_gives_alone(family, method_name):
     on = backbone(family)
     method = build(method_name, on)
-    contexts, queries, targets = (ids_of(on, *lengths, seed=seed) for seed, lengths in enumerate((CONTEXTS, QUERIES, TARGETS)))
+    contexts, queries, targets = (
+        ids_of(on, *lengths, seed=seed) for seed, lengths in enumerate((CONTEXTS, QUERIES, TARGETS))
+    )
     parts = [Tokens.from_lists(rows) for rows in (contexts, queries, targets)]
     together = outcome(method, *parts)
     otherwise_padded = outcome(method, *(with_other_padding(part) for part in parts))
@@ -102,7 +104,9 @@ def test_gradients_do_not_depend_on_padding_either(family, order):
     """The gradient of a batch is the sum of its rows' gradients, through GradMem's steps too."""
     on = load_backbone(BACKBONES[family], backbone(family).tokenizer, "cpu", seed=3)
     method = build("gradmem", on, order=order, reconstruction_weight=0.5).train()
-    contexts, queries, targets = (ids_of(on, *lengths, seed=seed) for seed, lengths in enumerate((CONTEXTS, QUERIES, (2, 2, 2))))
+    contexts, queries, targets = (
+        ids_of(on, *lengths, seed=seed) for seed, lengths in enumerate((CONTEXTS, QUERIES, (2, 2, 2)))
+    )
 
     def gradients(rows: slice) -> dict[str, torch.Tensor]:
         method.zero_grad()
@@ -143,6 +147,10 @@ def test_a_tokenizer_with_a_start_token(method_name):
         assert_same(together[row], alone)
     if method_name in ("truncated_text", "no_memory"):
         kept = "" if method_name == "no_memory" else "a short one"
-        sequence = torch.tensor([[0, *on.encode([kept])[0], *queries[0], *targets[0]]]) if kept else torch.tensor([[0, *queries[0], *targets[0]]])
+        sequence = (
+            torch.tensor([[0, *on.encode([kept])[0], *queries[0], *targets[0]]])
+            if kept
+            else torch.tensor([[0, *queries[0], *targets[0]]])
+        )
         plain = torch.nn.functional.cross_entropy(on.model(sequence).logits[0, :-1], sequence[0, 1:], reduction="none")
         torch.testing.assert_close(together[0]["losses"], plain[-len(targets[0]) :], **CLOSE)

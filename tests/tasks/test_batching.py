@@ -1,0 +1,115 @@
+import numpy as np
+import pytest
+from methods.matrix import byte_tokenizer, key_value_task
+
+from gradmem_bench.backbone import Backbone
+from gradmem_bench.config import BackboneConfig
+from gradmem_bench.errors import UserError
+from gradmem_bench.loading import load_backbone
+from gradmem_bench.tasks.base import Document, Query
+from gradmem_bench.tasks.batching import encode_documents, training_batch
+
+# What a space and an h are together in byte-level BPE, and a word that ends where another could have gone on.
+MERGES = (("Ġ", "h"), ("b", "c"))
+
+
+def backbone(begin: bool = False) -> Backbone:
+    return load_backbone(BackboneConfig(name="llama-1x32"), byte_tokenizer(MERGES, begin), "meta", 0)
+
+
+def document(name: str, context: str, *queries: tuple[str, str]) -> Document:
+    return Document(
+        name, context, tuple(Query(f"{name}-{n}", text, (target, "other")) for n, (text, target) in enumerate(queries))
+    )
+
+
+def tokens(on: Backbone, ids: list[int]) -> list[str]:
+    return on.tokenizer.convert_ids_to_tokens(ids)
+
+
+def test_a_target_is_encoded_where_it_stands():
+    on, task = backbone(), key_value_task(target_delimiter=" ")
+    (encoded,) = encode_documents([document("d", "ab", ("a?", "hb"))], task, on)
+    assert tokens(on, encoded.context) == ["a", "b"]
+    assert tokens(on, encoded.queries[0]) == ["a", "?"]
+    # One token of delimiter and first letter, as in running text; neither the start nor the end of a text.
+    assert tokens(on, encoded.targets[0]) == ["Ġh", "b"]
+    assert not encoded.truncated
+
+
+def test_a_target_that_would_melt_into_its_query_is_encoded_alone():
+    on, task = backbone(), key_value_task(target_delimiter="")
+    (encoded,) = encode_documents([document("d", "x", ("ab", "cd"))], task, on)
+    assert tokens(on, on.encode(["abcd"])[0]) == ["a", "bc", "d"]
+    assert tokens(on, encoded.queries[0]) == ["a", "b"] and tokens(on, encoded.targets[0]) == ["c", "d"]
+
+
+def test_a_start_token_stands_before_contexts_only():
+    on = backbone(begin=True)
+    (encoded,) = encode_documents([document("d", "ab", ("a?", "hb"))], key_value_task(target_delimiter=" "), on)
+    assert tokens(on, encoded.context) == ["<s>", "a", "b"]
+    assert tokens(on, encoded.queries[0]) == ["a", "?"] and tokens(on, encoded.targets[0]) == ["Ġh", "b"]
+
+
+def test_each_document_keeps_its_own_queries_in_their_order():
+    on, task = backbone(), key_value_task()
+    documents = [
+        document("one", "x", ("q", "1"), ("qq", "2")),
+        document("none", "yy"),
+        document("two", "zzz", ("qqq", "3")),
+    ]
+    encoded = encode_documents(documents, task, on)
+    assert [one.document.id for one in encoded] == ["one", "none", "two"]
+    assert [[on.decode(ids) for ids in one.queries] for one in encoded] == [["q", "qq"], [], ["qqq"]]
+    assert [[on.decode(ids) for ids in one.targets] for one in encoded] == [["1", "2"], [], ["3"]]
+    assert encode_documents([], task, on) == []
+
+
+def test_a_context_that_is_too_long_is_refused_or_cut_and_marked():
+    on = backbone()
+    documents = [document("short", "aaaa", ("q", "1")), document("long", "aaaaabcc", ("q", "1"))]
+    with pytest.raises(UserError, match="'long' of kv_retrieval has 7 tokens, but at most 5 fit .* 1024 positions"):
+        encode_documents(documents, key_value_task(), on, 5)
+    cut = encode_documents(documents, key_value_task(metadata={"truncate_contexts": True}), on, 5)
+    assert [tokens(on, one.context) for one in cut] == [["a"] * 4, ["a"] * 5]
+    assert [one.truncated for one in cut] == [False, True]
+    exact = encode_documents(documents, key_value_task(), on, 7)
+    assert [one.truncated for one in exact] == [False, False] and len(exact[1].context) == 7
+
+
+def test_a_query_without_tokens_is_refused():
+    with pytest.raises(UserError, match="The query 'd-1' of kv_retrieval has no tokens"):
+        encode_documents([document("d", "x", ("q", "1"), ("", "2"))], key_value_task(), backbone())
+
+
+def test_a_training_batch_holds_every_query_with_its_own_context_and_an_end():
+    on = backbone()
+    documents = [document("a", "xx", ("q1", "1"), ("q2", "2")), document("b", "yyy", ("q3", "33"))]
+    batch = training_batch(encode_documents(documents, key_value_task(), on), 1, None, np.random.default_rng(0))
+    assert [on.decode(row) for row in batch.contexts.rows()] == ["xx", "yyy"]
+    assert [on.decode(row) for row in batch.queries.rows()] == ["q1", "q2", "q3"]
+    assert [tokens(on, row) for row in batch.targets.rows()] == [["1", "</s>"], ["2", "</s>"], ["3", "3", "</s>"]]
+    assert batch.context_of.tolist() == [0, 0, 1]
+
+
+def test_queries_are_drawn_evenly_and_never_twice():
+    on = backbone()
+    queries = [(f"{number}?", str(number)) for number in range(5)]
+    encoded = encode_documents([document("a", "x", *queries), document("b", "y", *queries[:1])], key_value_task(), on)
+    generator, seen = np.random.default_rng(0), np.zeros(5)
+    for _ in range(500):
+        batch = training_batch(encoded, 1, 2, generator)
+        drawn = [on.decode(row) for row in batch.queries.rows()]
+        # Two of the first document's five, and the only one of the other.
+        assert batch.context_of.tolist() == [0, 0, 1] and drawn[2] == "0?" and drawn[0] != drawn[1]
+        for query, target in zip(drawn, batch.targets.rows(), strict=True):
+            assert on.decode(target) == query[0]
+        for query in drawn[:2]:
+            seen[int(query[0])] += 1
+    # 200 expected of each, with a standard deviation of 11.
+    assert seen.sum() == 1000 and abs(seen - 200).max() < 55
+    again = (
+        training_batch(encoded, 1, 2, np.random.default_rng(7)),
+        training_batch(encoded, 1, 2, np.random.default_rng(7)),
+    )
+    assert again[0].queries.rows() == again[1].queries.rows()

@@ -1,0 +1,128 @@
+"""The swap test on a small model that really answers from its context."""
+
+import numpy as np
+import pytest
+import torch
+from methods.matrix import build, key_value_task
+
+from gradmem_bench.backbone import Backbone
+from gradmem_bench.config import BackboneConfig
+from gradmem_bench.evaluation import Evaluator
+from gradmem_bench.loading import load_backbone
+from gradmem_bench.methods.full_kv import FullKV
+from gradmem_bench.methods.truncated_text import TruncatedText, TruncatedTextParameters
+from gradmem_bench.state import MemoryState
+from gradmem_bench.swap import swap_test
+from gradmem_bench.tasks.base import Document, Query
+from gradmem_bench.tasks.batching import encode_documents, training_batch
+
+# One pair of single symbols: the answer stands at the same place in every context, which is learned in seconds.
+TASK = key_value_task(
+    dataset_kwargs={"pairs": 1, "key_length": 1, "value_length": 1, "alphabet": 8},
+    generation_kwargs={"max_gen_toks": 3}, metadata={"normalize_answers": False},
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def answering() -> Backbone:
+    """A backbone that copies the value of its context; trained as the full KV cache."""
+    shape = BackboneConfig(name="gpt2-1x32", heads=2, max_positions=32, init_std=0.1)
+    on = load_backbone(shape, TASK.tokenizer(), "cpu", 0)
+    method, train = build("full_kv", on).train(), TASK.documents("train")
+    optimizer, generator = torch.optim.AdamW(method.parameters(), lr=3e-3, weight_decay=0.0), np.random.default_rng(0)
+    for step in range(600):
+        encoded = encode_documents(train[64 * step : 64 * step + 64], TASK, on)
+        loss = method.loss(training_batch(encoded, on.end_id, None, generator)).total
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if loss < 0.01:
+            return on.requires_grad_(False)
+    pytest.fail(f"the model did not learn to copy: its loss is {float(loss)}")
+
+
+def swapped(method, task=TASK, count: int = 48, batch_size: int = 16):
+    encoded = encode_documents(task.documents("test")[:count], task, method.backbone)
+    return swap_test(Evaluator(method, task, batch_size), encoded)
+
+
+class Remembering(TruncatedText):
+    """Keeps the contexts on itself, and answers from them in the order in which it is asked."""
+
+    def __init__(self, backbone, share: float = 1.0) -> None:
+        super().__init__(backbone, TruncatedTextParameters())
+        self.kept, self.asked, self.share = [], 0, share
+
+    def write(self, contexts):
+        states = super().write(contexts)
+        self.kept += states.texts()
+        return states
+
+    def read(self, state):
+        texts = state.texts()
+        for row in range(len(texts)):
+            if (self.asked * 7) % 20 < 20 * self.share:
+                texts[row] = self.kept[self.asked % len(self.kept)]
+            self.asked += 1
+        return super().read(MemoryState.from_texts(texts))
+
+
+@pytest.mark.parametrize("name", ["full_kv", "truncated_text"])
+def test_a_method_that_answers_from_its_state_passes(answering, name):
+    outcome = swapped(build(name, answering))
+    assert outcome.passed and outcome.contexts == 48 and outcome.queries == 48
+    assert outcome.own_score == 1.0
+    # One of eight values, whichever the key.
+    assert outcome.swapped_score < 0.4 and outcome.chance_score == pytest.approx(1 / 8, abs=0.1)
+    assert outcome.outcome.startswith("passed") and "1.000" in outcome.outcome
+
+
+@pytest.mark.parametrize("share", [1.0, 0.7])
+def test_a_method_that_keeps_the_contexts_on_itself_fails(answering, share):
+    outcome = swapped(Remembering(answering, share))
+    assert outcome.passed is False and outcome.own_score == 1.0
+    assert outcome.swapped_score > 0.6 * share and outcome.outcome.startswith("FAILED")
+
+
+def test_the_cheat_is_found_on_few_contexts_too(answering):
+    assert swapped(Remembering(answering), count=4).passed is False
+    # The same few from an honest method are no reason to cry foul.
+    assert swapped(FullKV(answering, FullKV.Parameters()), count=4).passed
+
+
+def test_the_floor_passes(answering):
+    outcome = swapped(build("no_memory", answering))
+    assert outcome.passed and outcome.own_score == outcome.swapped_score < 0.5
+
+
+def test_every_state_goes_to_a_foreign_context(answering):
+    """Hand-worked: values 0 and 1 by turns, one key. Half the sample away stands the other value or the same."""
+
+    def documents(values: str):
+        made = [Document(f"d{n}", f"!a:{v}!|", (Query(f"q{n}", "?!a:", (v,)),)) for n, v in enumerate(values)]
+        return encode_documents(made, TASK, answering)
+
+    evaluator = Evaluator(build("full_kv", answering), TASK, 4)
+    # Three away is always the other value: never right, though 3 of the 5 others have that other value.
+    alternating = swap_test(evaluator, documents("010101"))
+    assert (alternating.own_score, alternating.swapped_score) == (1.0, 0.0)
+    assert alternating.chance_score == pytest.approx(3 / 5) and alternating.passed
+    # Two away is always the same value: always right, and 1 of the 3 others would be right as well. Four are too few
+    # to tell that from chance.
+    pairs = swap_test(evaluator, documents("0101"))
+    assert (pairs.swapped_score, pairs.chance_score) == (1.0, pytest.approx(1 / 3)) and pairs.passed
+    # All equal: what is right for each is right for all, and no fault of the method.
+    equal = swap_test(evaluator, documents("2222222222"))
+    assert (equal.own_score, equal.swapped_score, equal.chance_score, equal.passed) == (1.0, 1.0, 1.0, True)
+
+
+def test_one_context_alone_cannot_be_swapped(answering):
+    outcome = swapped(build("full_kv", answering), count=1)
+    assert outcome.passed is None and outcome.own_score is None and "two contexts" in outcome.outcome
+
+
+def test_at_most_four_queries_of_a_context_are_asked(answering):
+    queries = tuple(Query(f"q{n}", "?!a:", ("1",)) for n in range(6))
+    made = [Document("six", "!a:1!|", queries), Document("one", "!a:2!|", (Query("only", "?!a:", ("2",)),))]
+    outcome = swap_test(Evaluator(build("full_kv", answering), TASK, 4), encode_documents(made, TASK, answering))
+    assert outcome.queries == 5 and outcome.own_score == 1.0 and outcome.swapped_score == 0.0
