@@ -185,12 +185,12 @@ def test_a_state_over_its_budget_stops_the_evaluation():
         rows_of(Evaluator(method, TASK, 4, Budget(bytes=383)), encoded)
     with pytest.raises(UserError, match="READ takes 3 positions, over the budget of 2"):
         rows_of(Evaluator(method, TASK, 4, Budget(positions=2)), encoded)
-    # One state over it is enough: most of these texts are shorter.
+    # One state over it is enough: in one WRITE of all, most texts are shorter.
     longest = max(len(document.document.context) for document in encoded)
     text = build("truncated_text", on)
-    rows_of(Evaluator(text, TASK, 4, Budget(bytes=longest)), encoded)
+    rows_of(Evaluator(text, TASK, 9, Budget(bytes=longest)), encoded)
     with pytest.raises(UserError, match=f"{longest} B, over its budget of {longest - 1} B"):
-        rows_of(Evaluator(text, TASK, 4, Budget(bytes=longest - 1)), encoded)
+        rows_of(Evaluator(text, TASK, 9, Budget(bytes=longest - 1)), encoded)
 
 
 @pytest.mark.parametrize("name", ["full_kv", "no_memory"])

@@ -90,7 +90,12 @@ def test_on_meta_the_weights_are_not_read(saved):
 
 
 def test_pickled_weights_are_never_read(saved, tmp_path):
+    weights = load_file(saved / "model.safetensors")
     (saved / "model.safetensors").unlink()
+    # Neither good ones...
+    torch.save(weights, saved / "pytorch_model.bin")
+    assert "safetensors" in refusal(saved)
+    # ...nor those that run something when they are opened.
     sign = tmp_path / "was-run"
 
     class Payload:

@@ -33,7 +33,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class Footprint:
-    """What one context of a given length costs, declared; evaluation measures it and compares."""
+    """What one context of a given length costs at most, declared; the record has what was measured."""
 
     state_bytes: int
     """Serialised payload."""

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from methods.matrix import byte_tokenizer, key_value_task
+from tokenizers.pre_tokenizers import ByteLevel
 
 from gradmem_bench.backbone import Backbone
 from gradmem_bench.config import BackboneConfig
@@ -35,6 +36,16 @@ def test_a_target_is_encoded_where_it_stands():
     # One token of delimiter and first letter, as in running text; neither the start nor the end of a text.
     assert tokens(on, encoded.targets[0]) == ["Ġh", "b"]
     assert not encoded.truncated
+
+
+def test_a_tokenizer_that_begins_words_of_its_own_does_not_begin_one_in_a_target():
+    tokenizer = byte_tokenizer(MERGES)
+    # Every text is encoded as if it began a word, as Llama's first tokenizers did.
+    tokenizer.backend_tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=True, use_regex=False)
+    on = load_backbone(BackboneConfig(name="llama-1x32"), tokenizer, "meta", 0)
+    (encoded,) = encode_documents([document("d", "x", ("a?", "hb"))], key_value_task(target_delimiter=""), on)
+    assert tokens(on, on.encode(["hb"])[0]) == ["Ġh", "b"]
+    assert tokens(on, encoded.queries[0]) == ["Ġ", "a", "?"] and tokens(on, encoded.targets[0]) == ["h", "b"]
 
 
 def test_a_target_that_would_melt_into_its_query_is_encoded_alone():
