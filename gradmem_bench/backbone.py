@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from gradmem_bench.batch import Tokens
+from gradmem_bench.cross_entropy import linear_cross_entropy
 from gradmem_bench.errors import UserError
 
 Cache = tuple[tuple[Tensor, Tensor], ...]
@@ -144,7 +145,7 @@ class Backbone(nn.Module):
         return 2 * self.layers * self.kv_heads * self.head_dim * itemsize
 
     @property
-    def head(self) -> nn.Module:
+    def head(self) -> nn.Linear:
         """The language-model head: (..., d) -> (..., vocabulary)."""
         return self.model.get_output_embeddings()
 
@@ -244,7 +245,7 @@ class Backbone(nn.Module):
     # ------------------------------------------------------------------------------ losses and answers
 
     def token_losses(
-        self, prefix: Prefix, queries: Tokens | None, targets: Tokens, head: nn.Module | None = None
+        self, prefix: Prefix, queries: Tokens | None, targets: Tokens, head: nn.Linear | None = None
     ) -> tuple[Tensor, Tensor]:
         """What each target token costs, teacher-forced behind a prefix and a query.
 
@@ -263,17 +264,16 @@ class Backbone(nn.Module):
         index = (offset + torch.arange(targets.ids.shape[1], device=states.device)).expand_as(targets.ids)
         known = targets.mask & ((index > 0) | first_exists[:, None])
         index = index.clamp(max=states.shape[1] - 1)
-        logits = (head or self.head)(states.gather(1, index[..., None].expand(-1, -1, states.shape[2])))
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        losses = F.cross_entropy(logits.transpose(1, 2), targets.ids, reduction="none")
-        return losses * known, (logits.argmax(dim=-1) == targets.ids) & known
+        predicting = states.gather(1, index[..., None].expand(-1, -1, states.shape[2]))
+        losses, right = linear_cross_entropy(predicting, head or self.head, targets.ids)
+        return losses * known, right & known
 
     def target_loss(self, prefix: Prefix, queries: Tokens, targets: Tokens) -> Tensor:
         """(): mean nats over all target tokens of all rows."""
         losses, _ = self.token_losses(prefix, queries, targets)
         return losses.sum() / targets.mask.sum()
 
-    def text_loss(self, prefix: Prefix, text: Tokens, head: nn.Module | None = None) -> Tensor:
+    def text_loss(self, prefix: Prefix, text: Tokens, head: nn.Linear | None = None) -> Tensor:
         """(B,): mean nats per token of each row's own text behind its prefix (the WRITE loss of GradMem, eq. 4).
 
         The mean runs over the row's own tokens, so that neither its value nor its gradient depends on the batch.

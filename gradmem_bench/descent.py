@@ -1,40 +1,209 @@
-"""Gradient descent on a memory, differentiable with respect to everything it depends on (GradMem, Algorithm 1)."""
+"""Gradient descent on a memory, differentiable with respect to everything it depends on (GradMem, Algorithm 1).
 
-from collections.abc import Callable
-from contextlib import nullcontext
-from typing import Literal
+    M_{k+1} = M_k - α · d/dM L(M_k, θ),   k < K,   J = outer(M_K, θ)
+
+With a_K = dJ/dM_K the exact adjoint runs back over the steps: a_k = a_{k+1} - α (∂²L/∂M²) a_{k+1}, and each step adds
+-α (∂²L/∂θ∂M) a_{k+1} to dJ/dθ. Both are one backward pass through one step, so that nothing but M_0 ... M_K has to be
+kept between the forward and the backward pass. The engines differ in what they keep:
+
+    unrolled    every step's graph: the plain double backward, the reference that the other is tested against
+    recompute   M_0 ... M_K; each step is made again in the backward pass, and memory does not grow with K
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-WriteLoss = Callable[[Tensor], Tensor]
-"""Memory (B, m, d) -> the loss of each sample, (B,); sample b's may depend on memory b alone."""
+WriteLoss = Callable[..., Tensor]
+"""(memory (B, m, d), *inputs each (B, ...)) -> each sample's loss (B,), a function of that sample's rows alone."""
 
-Order = Literal["first", "second"]
+Order = Literal["second", "first", "none"]
+Engine = Literal["auto", "unrolled", "recompute"]
+Optimizer = Literal["sgd", "adam"]
+Moments = tuple[Tensor, ...]
+
+_UNROLLED_STEPS = 2
+"""Up to so many steps `auto` keeps every graph: making them again costs a third more time and saves little memory."""
+_BETAS, _EPSILON = (0.9, 0.999), 1e-8
 
 
-def descend(loss: WriteLoss, start: Tensor, steps: int, learning_rate: float, order: Order | None) -> Tensor:
-    """`steps` steps of M <- M - learning_rate · dloss/dM, from `start`.
+@dataclass(frozen=True)
+class Descent:
+    """How a memory descends, and how that is differentiated.
 
     Args:
-        loss: the WRITE loss, per sample.
-        start: (B, m, d).
-        steps: K; 0 returns the start.
-        learning_rate: the inner learning rate, per sample: the step does not depend on the batch.
-        order: `second` differentiates through the steps in full, `first` takes each step's gradient as a constant,
-            `None` records nothing (evaluation).
-    Returns:
-        M_K, (B, m, d).
+        order: `second` differentiates through the steps in full, `first` takes each step's gradient as a constant, and
+            `none` records nothing: what evaluation does, and training without a meta-gradient.
+        last: of `second`, only the last so many steps in second order and those before them in first; `None` is all.
+        optimizer: `sgd`, or `adam` with its usual constants and fresh moments for each descent.
+        engine: see above; `auto` unrolls up to 2 steps.
+        micro_batch: samples that `recompute` works on at a time in the backward pass; `None` is all of them. Samples
+            are independent, so that the result is the same.
     """
-    memory = start if order else start.detach()
-    for _ in range(steps):
+
+    order: Order = "second"
+    last: int | None = None
+    optimizer: Optimizer = "sgd"
+    engine: Engine = "auto"
+    micro_batch: int | None = None
+
+    def __call__(
+        self,
+        loss: WriteLoss,
+        start: Tensor,
+        steps: int,
+        learning_rate: float | Tensor,
+        *,
+        inputs: Sequence[Tensor] = (),
+        parameters: Sequence[Tensor] = (),
+    ) -> Tensor:
+        """M_K, (B, m, d), which takes part in an ordinary backward pass.
+
+        Args:
+            loss: the WRITE loss.
+            start: M_0, (B, m, d).
+            steps: K; 0 returns the start.
+            learning_rate: α, a number or a tensor that may be learned: () for all steps, (K,) one a step, or of two or
+                more dimensions that spread over (m, d). A step is a sample's own: it does not depend on the batch.
+            inputs: what the loss is given beside the memory, each (B, ...); no gradient flows to them.
+            parameters: what else the loss depends on and is to receive a gradient. `recompute` gives one to these
+                alone; without any, `auto` unrolls.
+        """
+        if self.order == "none":
+            return self._without_graph(loss, start, steps, learning_rate, inputs)
+        second = 0 if self.order == "first" else min(steps, steps if self.last is None else self.last)
+        memory, moments = start, self._start(start)
+        for index in range(steps - second):
+            slope = _slope(loss, memory, inputs)
+            memory, moments = self._move(memory, slope, moments, _rate(learning_rate, index), index)
+        indices = range(steps - second, steps)
+        engine = self.engine
+        if engine == "auto":
+            engine = "recompute" if parameters and second > _UNROLLED_STEPS else "unrolled"
+        if second and engine == "recompute":
+            rates = learning_rate if isinstance(learning_rate, Tensor) else start.new_tensor(learning_rate)
+            leaves = [parameter for parameter in parameters if parameter.requires_grad]
+            return _Recompute.apply(self, loss, indices, tuple(inputs), len(moments), memory, *moments, rates, *leaves)
+        for index in indices:
+            memory, moments = self._step(loss, memory, moments, inputs, _rate(learning_rate, index), index)
+        return memory
+
+    def _start(self, memory: Tensor) -> Moments:
+        return () if self.optimizer == "sgd" else (torch.zeros_like(memory), torch.zeros_like(memory))
+
+    def _move(
+        self, memory: Tensor, slope: Tensor, moments: Moments, rate: float | Tensor, index: int
+    ) -> tuple[Tensor, Moments]:
+        """One step of the optimiser, differentiable in all of its tensors."""
+        if self.optimizer == "sgd":
+            return memory - rate * slope, ()
+        mean = _BETAS[0] * moments[0] + (1 - _BETAS[0]) * slope
+        square = _BETAS[1] * moments[1] + (1 - _BETAS[1]) * slope * slope
+        # At zero the root's derivative is infinite; the constant under it as well keeps it finite.
+        root = (square / (1 - _BETAS[1] ** (index + 1)) + _EPSILON**2).sqrt()
+        return memory - rate * mean / (1 - _BETAS[0] ** (index + 1)) / (root + _EPSILON), (mean, square)
+
+    def _step(
+        self,
+        loss: WriteLoss,
+        memory: Tensor,
+        moments: Moments,
+        inputs: Sequence[Tensor],
+        rate: float | Tensor,
+        index: int,
+    ) -> tuple[Tensor, Moments]:
+        """One step with its graph."""
         # Where nothing is recorded yet, a leaf of its own: the caller's tensor is left as it is.
-        point = memory if order == "second" and memory.requires_grad else memory.detach().requires_grad_()
-        with torch.enable_grad():
-            # The fused attention kernels have no second derivative (pytorch#116350).
-            with sdpa_kernel(SDPBackend.MATH) if order == "second" else nullcontext():
-                total = loss(point).sum()
-            (gradient,) = torch.autograd.grad(total, point, create_graph=order == "second")
-        memory = memory - learning_rate * gradient
-    return memory
+        point = memory if memory.requires_grad else memory.detach().requires_grad_()
+        # The fused attention kernels have no second derivative (pytorch#116350).
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            (slope,) = torch.autograd.grad(loss(point, *inputs).sum(), point, create_graph=True)
+        return self._move(memory, slope, moments, rate, index)
+
+    @torch.no_grad()
+    def _without_graph(
+        self, loss: WriteLoss, memory: Tensor, steps: int, learning_rate: float | Tensor, inputs: Sequence[Tensor]
+    ) -> Tensor:
+        moments = self._start(memory)
+        for index in range(steps):
+            slope = _slope(loss, memory, inputs)
+            memory, moments = self._move(memory, slope, moments, _rate(learning_rate, index), index)
+        return memory.detach()
+
+
+def _slope(loss: WriteLoss, memory: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+    """dL/dM as a constant, by whichever attention kernel is fastest."""
+    with torch.enable_grad():
+        point = memory.detach().requires_grad_()
+        return torch.autograd.grad(loss(point, *inputs).sum(), point)[0]
+
+
+def _rate(learning_rate: float | Tensor, index: int) -> float | Tensor:
+    """α of one step; a vector has one for each."""
+    return learning_rate[index] if isinstance(learning_rate, Tensor) and learning_rate.dim() == 1 else learning_rate
+
+
+class _Recompute(Function):
+    """The steps without their graphs; the backward pass makes one at a time."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        descent: Descent,
+        loss: WriteLoss,
+        indices: range,
+        inputs: tuple[Tensor, ...],
+        moment_count: int,
+        *tensors: Tensor,
+    ) -> Tensor:
+        memory, moments = tensors[0], tensors[1 : 1 + moment_count]
+        rates, parameters = tensors[1 + moment_count], tensors[2 + moment_count :]
+        visited = []
+        for index in indices:
+            visited.append((memory, moments))
+            slope = _slope(loss, memory, inputs)
+            memory, moments = descent._move(memory, slope, moments, _rate(rates, index), index)
+        ctx.descent, ctx.loss, ctx.indices, ctx.moment_count = descent, loss, indices, moment_count
+        ctx.parameters, ctx.inputs = parameters, inputs
+        ctx.save_for_backward(rates, *(tensor for memory, moments in visited for tensor in (memory, *moments)))
+        return memory
+
+    @staticmethod
+    def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor | None, ...]:
+        descent, rates, saved = ctx.descent, ctx.saved_tensors[0], ctx.saved_tensors[1:]
+        width = 1 + ctx.moment_count
+        adjoints = [adjoint, *(torch.zeros_like(adjoint) for _ in range(ctx.moment_count))]
+        d_rates = torch.zeros_like(rates)
+        d_parameters: list[Tensor | None] = [None] * len(ctx.parameters)
+        size = descent.micro_batch or len(adjoint)
+        for place in reversed(range(len(ctx.indices))):
+            state = saved[place * width : (place + 1) * width]
+            before = [torch.empty_like(one) for one in adjoints]
+            for first in range(0, len(adjoint), size):
+                rows = slice(first, first + size)
+                with torch.enable_grad():
+                    points = [one[rows].detach().requires_grad_() for one in state]
+                    leaf = rates.detach().requires_grad_()
+                    inputs = [one[rows] for one in ctx.inputs]
+                    index = ctx.indices[place]
+                    memory, moments = descent._step(
+                        ctx.loss, points[0], tuple(points[1:]), inputs, _rate(leaf, index), index
+                    )
+                    wanted = [*points, leaf, *ctx.parameters]
+                    found = torch.autograd.grad(
+                        [memory, *moments], wanted, [one[rows] for one in adjoints], allow_unused=True
+                    )
+                for one, gradient in zip(before, found, strict=False):
+                    one[rows] = 0 if gradient is None else gradient
+                d_rates += 0 if found[width] is None else found[width]
+                for number, gradient in enumerate(found[width + 1 :]):
+                    if gradient is not None:
+                        old = d_parameters[number]
+                        d_parameters[number] = gradient if old is None else old + gradient
+            adjoints = before
+        return None, None, None, None, None, *adjoints, d_rates, *d_parameters

@@ -3,10 +3,14 @@
 import pytest
 import torch
 
-from gradmem_bench.descent import descend
+from gradmem_bench.descent import Descent
 
 STEPS, RATE = 3, 0.2
 CURVATURES = torch.tensor([0.5, 2.0, 3.0], dtype=torch.float64)
+
+
+def descend(loss, start, steps, rate, order, **options):
+    return Descent(order, engine="unrolled", **options)(loss, start, steps, rate)
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -23,7 +27,7 @@ def bent(weight: torch.Tensor, inputs: torch.Tensor):
     return lambda memory: (torch.tanh(memory @ weight) * inputs + torch.sin(2 * memory @ weight)).sum(dim=(1, 2))
 
 
-@pytest.mark.parametrize("order", ["second", "first", None])
+@pytest.mark.parametrize("order", ["second", "first", "none"])
 def test_a_quadratic_loss_shrinks_by_the_same_factor_at_every_step(order):
     start, centres = draw(2, 4, 3), draw(2, 4, 3, seed=1)
     memory = descend(quadratic(CURVATURES, centres), start, STEPS, RATE, order)
@@ -81,10 +85,12 @@ def test_a_written_out_loop_gives_the_same_memory_and_the_same_gradients():
 
 def test_a_sample_s_memory_depends_on_its_own_start_and_loss_alone():
     weight, inputs, start = draw(3, 3), draw(3, 4, 3, seed=1), draw(3, 4, 3, seed=2)
-    together = descend(bent(weight, inputs), start, STEPS, RATE, None)
+    together = descend(bent(weight, inputs), start, STEPS, RATE, "none")
     for row in range(3):
         rows = slice(row, row + 1)
-        torch.testing.assert_close(descend(bent(weight, inputs[rows]), start[rows], STEPS, RATE, None), together[rows])
+        torch.testing.assert_close(
+            descend(bent(weight, inputs[rows]), start[rows], STEPS, RATE, "none"), together[rows]
+        )
     jacobian = torch.autograd.functional.jacobian(
         lambda start: descend(bent(weight, inputs), start, STEPS, RATE, "second"), start
     )
@@ -101,7 +107,7 @@ def test_evaluation_leaves_no_graph_and_the_start_as_it_was(recording, learned):
     start.requires_grad_(learned)
     expected = descend(bent(weight, inputs), start, STEPS, RATE, "second").detach()
     with torch.set_grad_enabled(recording):
-        memory = descend(bent(weight, inputs), start, STEPS, RATE, None)
+        memory = descend(bent(weight, inputs), start, STEPS, RATE, "none")
     assert not memory.requires_grad
     torch.testing.assert_close(memory, expected)
     assert start.requires_grad == learned and torch.equal(start, before)
@@ -116,9 +122,64 @@ def test_a_start_that_is_not_learned_still_passes_the_second_order_to_the_weight
     torch.testing.assert_close(frozen, expected)
 
 
-@pytest.mark.parametrize("order", ["second", "first", None])
+@pytest.mark.parametrize("order", ["second", "first", "none"])
 def test_no_step_is_the_start(order):
     start = draw(2, 4, 3).requires_grad_()
     memory = descend(bent(draw(3, 3), draw(2, 4, 3)), start, 0, RATE, order)
     assert torch.equal(memory, start)
-    assert memory.requires_grad == (order is not None)
+    assert memory.requires_grad == (order != "none")
+
+
+@pytest.mark.parametrize("rate_shape", [(), (4,), (5, 1)], ids=["one rate", "one a step", "one a vector"])
+@pytest.mark.parametrize("micro_batch", [None, 3])
+@pytest.mark.parametrize("last", [None, 2])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_recomputing_gives_the_gradients_of_unrolling(optimizer, last, micro_batch, rate_shape):
+    weight, inputs, start = draw(3, 3).requires_grad_(), draw(4, 5, 3, seed=1), draw(4, 5, 3, seed=2).requires_grad_()
+    rate = (0.05 + 0.1 * draw(*rate_shape, seed=3).abs()).requires_grad_()
+
+    def loss(memory, inputs):
+        return bent(weight, inputs)(memory)
+
+    results = []
+    for engine in ("unrolled", "recompute"):
+        descent = Descent("second", last, optimizer, engine, micro_batch)
+        memory = descent(loss, start, 4, rate, inputs=[inputs], parameters=[weight])
+        results.append([memory, *torch.autograd.grad(memory.sin().sum(), [start, weight, rate])])
+    for unrolled, recomputed in zip(*results, strict=True):
+        torch.testing.assert_close(recomputed, unrolled, rtol=1e-12, atol=1e-12)
+
+
+def test_second_order_in_the_last_steps_alone_is_a_first_order_start_and_then_second_order():
+    weight, inputs, start = draw(3, 3).requires_grad_(), draw(2, 4, 3, seed=1), draw(2, 4, 3, seed=2).requires_grad_()
+    loss = bent(weight, inputs)
+    memory = descend(loss, start, STEPS, RATE, "second", last=1)
+    plain = start
+    for step in range(STEPS):
+        (slope,) = torch.autograd.grad(loss(plain).sum(), plain, create_graph=True)
+        plain = plain - RATE * (slope if step == STEPS - 1 else slope.detach())
+    torch.testing.assert_close(
+        torch.autograd.grad(memory.sin().sum(), [start, weight]),
+        torch.autograd.grad(plain.sin().sum(), [start, weight]),
+    )
+
+
+def test_adam_s_steps_are_those_of_torch():
+    inputs, start = draw(2, 4, 3, seed=1), draw(2, 4, 3, seed=2)
+    loss = bent(draw(3, 3), inputs)
+    point = start.clone().requires_grad_()
+    adam = torch.optim.Adam([point], lr=RATE)
+    for _ in range(STEPS):
+        adam.zero_grad()
+        loss(point).sum().backward()
+        adam.step()
+    torch.testing.assert_close(descend(loss, start, STEPS, RATE, "none", optimizer="adam"), point.detach())
+
+
+def test_recomputing_keeps_the_memories_alone():
+    weight, inputs, start = draw(3, 3).requires_grad_(), draw(2, 4, 3, seed=1), draw(2, 4, 3, seed=2).requires_grad_()
+    memory = Descent(engine="recompute")(bent(weight, inputs), start, 30, RATE, parameters=[weight])
+    # The graph of all 30 steps is one node, which holds M_0 ... M_29 and the learning rate.
+    saved = memory.grad_fn.saved_tensors
+    assert sum(tensor.numel() for tensor in saved) == 30 * start.numel() + 1
+    assert {type(node).__name__ for node, _ in memory.grad_fn.next_functions if node} == {"AccumulateGrad"}

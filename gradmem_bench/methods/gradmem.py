@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from gradmem_bench.backbone import Backbone, Prefix
 from gradmem_bench.batch import Batch, Tokens
 from gradmem_bench.config import Budget, StrictModel
-from gradmem_bench.descent import Order, descend
+from gradmem_bench.descent import Descent, Engine, Order
 from gradmem_bench.methods.base import Footprint, Loss, MemoryMethod
 from gradmem_bench.methods.vectors import MemoryVectors, fit_vectors, vectors_footprint, vectors_prefix
 from gradmem_bench.state import MemoryState
@@ -26,7 +26,10 @@ class GradMemParameters(StrictModel):
     inner_learning_rate: float = Field(default=0.4, gt=0)
     """The step size on the mean loss per context token; the paper's eq. 4 sums, so its step is this over |C|."""
     order: Order = "second"
-    """`second` back-propagates through the inner steps in full, `first` takes their gradients as constants."""
+    """`second` back-propagates through the inner steps in full, `first` takes their gradients as constants, and `none`
+    does not train what WRITE depends on but through READ."""
+    engine: Engine = "auto"
+    """How the second order is computed (see gradmem_bench/descent.py); all engines give the same gradient."""
     write_head: bool = True
     """Whether WRITE predicts the context with its own head, a copy of the backbone's at the start."""
     reconstruction_weight: float = Field(default=0.0, ge=0)
@@ -48,7 +51,7 @@ class GradMem(MemoryMethod):
     def __init__(self, backbone: Backbone, parameters: GradMemParameters) -> None:
         super().__init__(backbone, parameters)
         self.memory = MemoryVectors(parameters.memory_vectors, backbone, parameters.memory_std)
-        self.write_head: nn.Module | None = None
+        self.write_head: nn.Linear | None = None
         if parameters.write_head:
             self.write_head = copy.deepcopy(backbone.head)
             # The copy is untied from the input embeddings, as in the paper's experiments.
@@ -59,19 +62,18 @@ class GradMem(MemoryMethod):
         return self.backbone.text_loss(vectors_prefix(memory), contexts, self.write_head)
 
     def write(self, contexts: Tokens) -> MemoryState:
-        parameters = self.settings
-        steps, order = parameters.inner_steps, parameters.order
+        settings = self.settings
+        steps, descent = settings.inner_steps, Descent(settings.order, engine=settings.engine)
         if not self.training:
-            steps, order = (
-                parameters.evaluation_inner_steps if parameters.evaluation_inner_steps is not None else steps,
-                None,
-            )
-        memory = descend(
-            lambda point: self.write_loss(point, contexts),
+            steps = steps if settings.evaluation_inner_steps is None else settings.evaluation_inner_steps
+            descent = Descent("none")
+        memory = descent(
+            lambda memory, ids, mask: self.write_loss(memory, Tokens(ids, mask)),
             self.memory(len(contexts)),
             steps,
-            parameters.inner_learning_rate,
-            order,
+            settings.inner_learning_rate,
+            inputs=(contexts.ids, contexts.mask),
+            parameters=list(self.parameters()),
         )
         return MemoryState({"memory": memory})
 

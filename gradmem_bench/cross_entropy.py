@@ -1,0 +1,130 @@
+"""Linear cross-entropy in chunks, with closed-form first and second derivatives.
+
+The loss of a token is `logsumexp(W h) - (W h)[target]`. Written with separate operations, a double backward keeps about
+eleven tensors of tokens x vocabulary alive; here only a chunk of them exists at a time, in every pass.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+CHUNK_ELEMENTS = 1 << 22
+"""Logits that exist at a time (16 MiB in float32)."""
+
+
+def linear_cross_entropy(hidden: Tensor, head: nn.Linear, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The cross-entropy of each token under a linear head.
+
+    With p = softmax(W h), q = p - onehot, g the weight of a token's loss, and u, U the cotangents of dL/dh, dL/dW, the
+    derivatives of the backward pass are, with r = W u + U h:
+    dg = q·r;  dz = g p∘(r - p·r);  dh = Wᵀdz + g Uᵀq;  dW = Σ dz hᵀ + g q uᵀ.
+
+    Args:
+        hidden: (..., d).
+        head: d -> V.
+        targets: (...), int64.
+    Returns:
+        Nats (...), twice differentiable with respect to `hidden` and the head; and whether the target is the most
+        probable token, (...), bool.
+    """
+    hidden, weight = hidden.reshape(-1, hidden.shape[-1]), head.weight
+    if head.bias is not None:
+        # A bias is the weight of an input that is always one.
+        hidden = torch.cat([hidden, hidden.new_ones(len(hidden), 1)], dim=1)
+        weight = torch.cat([weight, head.bias[:, None]], dim=1)
+    if torch.is_autocast_enabled(hidden.device.type):
+        # What autocast would have done to the two operands of a matrix product.
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+    losses, right = _LinearCrossEntropy.apply(hidden, weight, targets.reshape(-1))
+    return losses.view(targets.shape), right.view(targets.shape)
+
+
+def _chunks(tokens: int, vocabulary: int) -> list[slice]:
+    size = max(1, CHUNK_ELEMENTS // vocabulary)
+    return [slice(start, start + size) for start in range(0, tokens, size)]
+
+
+def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
+    return (hidden @ weight.T).to(torch.promote_types(hidden.dtype, torch.float32))
+
+
+class _LinearCrossEntropy(Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        normalizers = hidden.new_empty(len(hidden), dtype=dtype)
+        losses = torch.empty_like(normalizers)
+        right = torch.empty(len(hidden), dtype=torch.bool, device=hidden.device)
+        for rows in _chunks(len(hidden), len(weight)):
+            logits = _logits(hidden[rows], weight)
+            normalizers[rows] = logits.logsumexp(dim=1)
+            chosen = logits.gather(1, targets[rows, None])[:, 0]
+            losses[rows] = normalizers[rows] - chosen
+            right[rows] = logits.argmax(dim=1) == targets[rows]
+        ctx.save_for_backward(hidden, weight, targets, normalizers)
+        ctx.mark_non_differentiable(right)
+        return losses, right
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        hidden, weight, targets, normalizers = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[1]
+        d_hidden, d_weight = _LinearCrossEntropyBackward.apply(gradient, hidden, weight, targets, normalizers, wanted)
+        return d_hidden, d_weight if wanted else None, None
+
+
+class _LinearCrossEntropyBackward(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        gradient: Tensor,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        normalizers: Tensor,
+        weight_too: bool,
+    ) -> tuple[Tensor, Tensor]:
+        d_hidden = torch.empty_like(hidden)
+        d_weight = torch.zeros_like(weight) if weight_too else weight.new_empty(0)
+        for rows in _chunks(len(hidden), len(weight)):
+            errors = _errors(hidden[rows], weight, targets[rows], normalizers[rows])[1]
+            weighted = (gradient[rows, None] * errors).to(hidden.dtype)
+            d_hidden[rows] = weighted @ weight
+            if weight_too:
+                d_weight.addmm_(weighted.T, hidden[rows])
+        ctx.save_for_backward(gradient, hidden, weight, targets, normalizers)
+        # An inner gradient is one of the memory alone: nothing is then made of dW, and its cotangent is `None`.
+        ctx.set_materialize_grads(False)
+        return d_hidden, d_weight
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, u: Tensor | None, U: Tensor | None) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
+        gradient, hidden, weight, targets, normalizers = ctx.saved_tensors
+        u = torch.zeros_like(hidden) if u is None else u
+        d_gradient = torch.empty_like(gradient)
+        d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        for rows in _chunks(len(hidden), len(weight)):
+            probabilities, errors = _errors(hidden[rows], weight, targets[rows], normalizers[rows])
+            r = _logits(u[rows], weight)
+            if U is not None:
+                r = r + _logits(hidden[rows], U)
+            d_gradient[rows] = (errors * r).sum(dim=1)
+            centred = r - (probabilities * r).sum(dim=1, keepdim=True)
+            dz = (gradient[rows, None] * probabilities * centred).to(hidden.dtype)
+            weighted = (gradient[rows, None] * errors).to(hidden.dtype)
+            d_hidden[rows] = dz @ weight + (weighted @ U if U is not None else 0)
+            d_weight.addmm_(dz.T, hidden[rows]).addmm_(weighted.T, u[rows])
+        return d_gradient, d_hidden, d_weight, None, None, None
+
+
+def _errors(hidden: Tensor, weight: Tensor, targets: Tensor, normalizers: Tensor) -> tuple[Tensor, Tensor]:
+    """p and q = p - onehot of a chunk, each (rows, V)."""
+    probabilities = (_logits(hidden, weight) - normalizers[:, None]).exp()
+    errors = probabilities.clone()
+    errors[torch.arange(len(errors), device=errors.device), targets] -= 1
+    return probabilities, errors
