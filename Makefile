@@ -3,7 +3,8 @@
 PYTHON ?= python3
 DEMO = .venv/bin/gradmem-bench run --task kv_small --max-positions 8 --output runs/demo \
 	--method full_kv --method gradmem --method rmt --method truncated_text --method no_memory \
-	--set gradmem.inner_steps=2 --set gradmem.inner_learning_rate=4
+	--set gradmem.inner_steps=2 --set gradmem.inner_learning_rate=4 \
+	--set gradmem.training.tuned_trials=14 --set rmt.training.tuned_trials=10
 
 .PHONY: demo test lint
 

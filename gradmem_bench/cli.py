@@ -144,7 +144,7 @@ def run(
         from gradmem_bench.reporting.plans import describe
 
         for plan in plans:
-            console.print(describe(plan, output))
+            console.print(describe(plan, output, in_full=len(plans) == 1))
         return
 
     from gradmem_bench.reporting.comparison import comparison
@@ -285,7 +285,7 @@ def main() -> None:
     except SystemExit as end:
         # Typer makes this code of Ctrl-C, without a word.
         if end.code == 130:
-            sys.stderr.write("interrupted; the same command goes on from the last checkpoint\n")
+            sys.stderr.write("interrupted; the same command goes on from the last checkpoint, where there is one\n")
         raise
 
 

@@ -244,7 +244,8 @@ class TrainingConfig(StrictModel):
     queries_per_context: int | None = Field(default=None, ge=1)
     """Queries asked of each written context; `None` asks all."""
     learning_rate: float = Field(default=3e-4, gt=0)
-    warmup_steps: int = Field(default=100, ge=0)
+    warmup_steps: int | None = Field(default=None, ge=0)
+    """Steps in which the learning rate rises to its own; `None` is a tenth of all steps, at most 100."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """What the learning rate does after the warm-up; cosine and linear end at zero."""
     weight_decay: float = Field(default=0.0, ge=0)
@@ -260,6 +261,8 @@ class TrainingConfig(StrictModel):
     """Validations without a better score after which training stops; `None` never stops early."""
     stop_at: float | None = Field(default=None, gt=0, le=1)
     """The validation score at which training stops, once the curriculum is through."""
+    tuned_trials: int = Field(default=0, ge=0)
+    """How many configurations were tried to find this one: told to the reader of the table, and nothing else."""
     curriculum: tuple[Stage, ...] = ()
     """Easier settings of the task to go through first."""
 

@@ -143,7 +143,10 @@ def resolve(method: Entry, task: Entry, options: Options) -> Plan:
     backbone = _backbone_config(loaded_task, about, options, sections["backbone"])
     shape = load_backbone(backbone, loaded_task.tokenizer(), "meta", options.seed)
     if options.budget != Budget():
-        parameters = method_class.fit(parameters, options.budget, shape)
+        try:
+            parameters = method_class.fit(parameters, options.budget, shape)
+        except UserError as error:
+            raise UserError(f"{recipe.name} does not fit: {error}") from None
     training = None
     if options.train:
         values = merge(loaded_task.metadata.get("training", {}), merge(recipe.training, sections["training"]))
@@ -255,8 +258,24 @@ def max_context_tokens(
     return low
 
 
+def _check_answers(task: Task, backbone: Backbone, documents: Sequence[Document]) -> None:
+    """Refuses a tokenizer that cannot write the task's answers; every method would score zero behind it."""
+    answers = [query.targets[0] for document in documents for query in document.queries]
+    unknown = backbone.tokenizer.unk_token_id
+    foreign = [answer for answer, ids in zip(answers, backbone.encode(answers), strict=True) if unknown in ids]
+    # An answer here and there is foreign to many a tokenizer.
+    if len(foreign) > len(answers) / 2:
+        raise UserError(
+            f"The tokenizer of {backbone.identity['name']} cannot write '{foreign[0]}' and {len(foreign) - 1} more of "
+            f"{len(answers)} answers of {task.name}; take another --backbone, or name a tokenizer for a random one "
+            "with --set backbone.tokenizer=FOLDER."
+        )
+
+
 def _context_lengths(task: Task, backbone: Backbone, limit: int | None) -> tuple[float, int, int]:
     """Mean and longest in tokens, and the longest in bytes, of a sample of the reported split."""
     sample: Sequence[Document] = task.documents("test")[: min(_PROBED_DOCUMENTS, limit or _PROBED_DOCUMENTS)]
-    lengths = [len(ids) for ids in backbone.encode_contexts([document.context for document in sample])]
+    contexts = backbone.encode_contexts([document.context for document in sample])
+    _check_answers(task, backbone, sample)
+    lengths = [len(ids) for ids in contexts]
     return sum(lengths) / len(lengths), max(lengths), max(len(document.context.encode()) for document in sample)

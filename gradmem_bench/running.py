@@ -140,7 +140,7 @@ def _training_record(
         flops=progress.flops,
         seconds=progress.seconds,
         seed=plan.options.seed,
-        tuned_trials=0,
+        tuned_trials=plan.training.tuned_trials,
         trained_parameters=sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad),
         config=plan.training.model_dump(mode="json"),
         initial_checkpoint=initial_checkpoint,

@@ -202,8 +202,9 @@ class Trainer:
     def learning_rate(self, step: int) -> float:
         """The learning rate of step `step`, counted from 0."""
         config = self.config
-        warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
-        done = min(1.0, max(0, step - config.warmup_steps) / max(1, config.steps - config.warmup_steps))
+        warmup = min(100, config.steps // 10) if config.warmup_steps is None else config.warmup_steps
+        warm = min(1.0, (step + 1) / max(1, warmup))
+        done = min(1.0, max(0, step - warmup) / max(1, config.steps - warmup))
         decay = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[config.schedule]
         return config.learning_rate * warm * decay
 

@@ -73,7 +73,7 @@ def test_a_dry_run_says_what_a_run_would_cost_and_writes_nothing(tmp_path, metho
     facts = dict(line.split("  ", 1) for line in done.output.splitlines()[1:7])
     assert facts["state"].strip().startswith(f"{state} for a context of 6 tokens")
     assert facts["READ positions"].strip() == f"{positions} of KV"
-    assert facts["budget"].strip() == "none"
+    assert facts["budget"].split()[0] == "none"
     assert facts["parameters"].strip() == f"{parameters:,}"
     assert facts["steps"].strip() == "40 of 16 contexts"
     assert list(tmp_path.iterdir()) == []
@@ -221,3 +221,12 @@ def test_training_needs_data_to_train_on(tmp_path, local_task, model):
     with pytest.raises(UserError, match="own.yaml has no data for 'train'"):
         plan(task=local_task, backbone=str(model))
     assert plan(task=local_task, backbone=str(model), train=False).training is None
+
+
+def test_a_tokenizer_that_cannot_write_the_answers_is_refused(local_task):
+    for split in ("train", "test"):
+        rows = [{"context": f"{row}", "query": "?", "target": "§§"} for row in range(9)]
+        (local_task.parent / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = command("run", "--method", "no_memory", "--task", local_task, "--backbone", "kv_recall", "--dry-run")
+    assert done.code == 2
+    assert "The tokenizer of kv_recall cannot write '§§' and 8 more of 9 answers of own" in done.errors

@@ -92,7 +92,7 @@ def test_the_cheat_is_found_on_few_contexts_too(answering):
 
 def test_the_floor_passes(answering):
     outcome = swapped(build("no_memory", answering))
-    assert outcome.passed and outcome.own_score == outcome.swapped_score < 0.5
+    assert outcome.passed is None and outcome.own_score == outcome.swapped_score < 0.5
 
 
 def test_every_state_goes_to_a_foreign_context(answering):
@@ -113,7 +113,7 @@ def test_every_state_goes_to_a_foreign_context(answering):
     assert (pairs.swapped_score, pairs.chance_score) == (1.0, pytest.approx(1 / 3)) and pairs.passed
     # All equal: what is right for each is right for all, and no fault of the method.
     equal = swap_test(evaluator, documents("2222222222"))
-    assert (equal.own_score, equal.swapped_score, equal.chance_score, equal.passed) == (1.0, 1.0, 1.0, True)
+    assert (equal.own_score, equal.swapped_score, equal.chance_score, equal.passed) == (1.0, 1.0, 1.0, None)
 
 
 def test_one_context_alone_cannot_be_swapped(answering):

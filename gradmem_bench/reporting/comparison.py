@@ -41,8 +41,8 @@ class Row:
 
     @property
     def swap_failed(self) -> bool:
-        """Whether the swap test did not pass, or was not possible."""
-        return self.record.swap_test.passed is not True
+        """Whether a foreign state was answered from."""
+        return self.record.swap_test.passed is False
 
 
 @dataclass(frozen=True)
@@ -236,6 +236,10 @@ def _caption(rows: list[Row], floor: Row | None, ceiling: Row | None) -> Iterabl
         f"Backbone {backbone.name}: {backbone.family}, {backbone.parameter_count:,} parameters, "
         f"weights {backbone.weights_hash[:12]}."
     )
+    bounds = dict.fromkeys(str(row.record.budget) for row in rows if row.record.budget is not None)
+    if bounds:
+        yield f"Bounds: {' or '.join(bounds)} for the methods; the floor and the ceiling have none."
+    yield "READ positions stand before the query; while it is answered, they hold KV in memory, of so many bytes."
     yield _reference_line(rows, floor, ceiling)
     yield _training_line(rows)
     yield _machine_line(rows)
@@ -246,6 +250,9 @@ def _caption(rows: list[Row], floor: Row | None, ceiling: Row | None) -> Iterabl
     cut = [f"{row.label} {row.record.task.truncated_contexts:,}" for row in rows if row.record.task.truncated_contexts]
     if cut:
         yield f"Contexts cut to fit the backbone: {', '.join(cut)} of {task.contexts:,}."
+    untold = [row.label for row in rows if row.record.swap_test.passed is None and row.record.method.role == "method"]
+    if untold:
+        yield f"The swap test has no verdict on {', '.join(untold)}: there was nothing above chance to lose."
     for row in rows:
         if row.swap_failed:
             outcome = row.record.swap_test.outcome.rstrip(".")
@@ -294,7 +301,8 @@ def _machine_line(rows: list[Row]) -> str:
     for row in rows:
         machine, code = row.record.environment, row.record.code
         batch_size = row.record.costs.batch_size
-        machines[f"{machine.device}, {machine.dtype}, {machine.threads} threads, batch {batch_size}"] = None
+        threads = f"{machine.threads} thread{'s' * (machine.threads != 1)}"
+        machines[f"{machine.device}, {machine.dtype}, {threads}, evaluated {batch_size} at a time"] = None
         commit = f" ({code.commit[:10]}{', changed' if code.dirty else ''})" if code.commit else ""
         codes[f"{code.version}{commit}"] = None
     unlike = " (unlike, so times do not compare)" if len(machines) > 1 else ""

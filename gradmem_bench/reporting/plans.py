@@ -17,13 +17,19 @@ if TYPE_CHECKING:
     from gradmem_bench.experiment import Plan
 
 
-def describe(plan: "Plan", output: Path) -> Group:
-    """What a run would do and what its state would cost, from the declared footprint."""
+def describe(plan: "Plan", output: Path, in_full: bool) -> Group:
+    """What a run would do and what its state would cost, from the declared footprint.
+
+    Args:
+        in_full: whether the resolved configuration follows.
+    """
     facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     mean, longest = plan.context_tokens
     footprint = plan.footprint
     positions = footprint.read_positions
-    facts.add_row("budget", str(plan.options.budget))
+    facts.add_row("backbone", f"{plan.backbone.name}, {plan.options.dtype} on {plan.options.device}")
+    role = plan.method_class.role
+    facts.add_row("budget", str(plan.options.budget) + ("" if role == "method" else f" (not for the {role})"))
     facts.add_row("state", f"{format_bytes(footprint.state_bytes)} for a context of {longest} tokens (mean {mean:.0f})")
     facts.add_row(
         "READ positions", f"{positions}, holding {format_bytes(positions * plan.shape.kv_bytes_per_position)} of KV"
@@ -38,7 +44,7 @@ def describe(plan: "Plan", output: Path) -> Group:
     facts.add_row("folder", str(plan.folder(output)))
     configuration = {"method": plan.recipe.name, **plan.configuration()}
     title = Text(f"{plan.recipe.name} on {plan.task.name}", style="bold")
-    return Group(title, facts, _yaml(configuration))
+    return Group(title, facts, _yaml(configuration) if in_full else "")
 
 
 def resolved_yaml(name: str, include_paths: list[Path]) -> Group:

@@ -65,6 +65,9 @@ class RunDisplay:
                     stage = progress.history[-1]["stage"]
                     stages = len(plan.training.curriculum) + 1
                     where = f" · stage {stage + 1}/{stages}" if stages > 1 else ""
+                    if stage < stages - 1:
+                        eased = plan.training.curriculum[stage].task
+                        where += f" ({', '.join(f'{key} {value}' for key, value in eased.items())})"
                     self.note(
                         f"step {progress.step:>6}{where} · loss {loss:.3f}{validation} · {progress.seconds:.0f} s"
                     )
@@ -91,6 +94,7 @@ class RunDisplay:
         interval = "" if result.low is None else f" [{result.low:.3f}, {result.high:.3f}]"
         swap = record.swap_test
         # The scores behind it matter where it did not pass; the record has them always.
-        verdict = "passed" if swap.passed else swap.outcome
+        told = {True: "passed", None: "without a verdict (nothing above chance to lose)", False: swap.outcome}
+        verdict = told[swap.passed]
         self.note(f"exact match {result.value:.3f}{interval}, n = {result.n} · swap test {verdict}")
         self.note(f"[dim]{escape(str(folder))}[/]")

@@ -52,7 +52,9 @@ def read_record(path: Path) -> RunRecord:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None
     except ValueError as error:
-        raise UserError(f"{path} is damaged, it is not JSON: {error}.") from None
+        raise UserError(
+            f"{path} is damaged, it is not JSON: {error}; remove its folder, and make the run again."
+        ) from None
     if not isinstance(values, dict) or "schema_version" not in values:
         raise UserError(f"{path} is not the record of a run: it has no 'schema_version'.")
     _check_schema(values["schema_version"], path)

@@ -150,7 +150,7 @@ class SwapTest(Part):
     chance_score: float | None
     """Exact match that a swapped state may reach by chance, since contexts share answers."""
     passed: bool | None
-    """Whether swapping dropped the score to chance; `None` when it could not be tried."""
+    """Whether swapping dropped the score to chance; `None` when it was there before, or could not be tried."""
     outcome: str
     """The outcome as a sentence."""
 
@@ -184,7 +184,7 @@ class TrainingRecord(Part):
     seed: int
     """Seed of the weights that training adds, of the order of the data and of dropout."""
     tuned_trials: int
-    """Configurations that were tried before this one."""
+    """Configurations tried before this one, as `training.tuned_trials` states it; 0 where nothing was stated."""
     trained_parameters: int
     """Parameters that were trained, the LM's included."""
     config: dict[str, Any]
