@@ -1,10 +1,12 @@
 """GradMem: WRITE is a few steps of gradient descent on m prefix vectors (Kuratov et al., ICML 2026)."""
 
 import copy
+from contextlib import nullcontext
 
 from pydantic import Field
 from torch import Tensor, nn
 
+from gradmem_bench.attention import blockwise
 from gradmem_bench.backbone import Backbone, Prefix
 from gradmem_bench.batch import Batch, Tokens
 from gradmem_bench.config import Budget, StrictModel
@@ -12,6 +14,9 @@ from gradmem_bench.descent import Descent, Engine, Order
 from gradmem_bench.methods.base import Footprint, Loss, MemoryMethod
 from gradmem_bench.methods.vectors import MemoryVectors, fit_vectors, vectors_footprint, vectors_prefix
 from gradmem_bench.state import MemoryState
+
+_LARGE = 1 << 25
+"""Scores of one layer (128 MiB in float32) from which on attention is differentiated twice in blocks."""
 
 
 class GradMemParameters(StrictModel):
@@ -67,8 +72,16 @@ class GradMem(MemoryMethod):
         if not self.training:
             steps = steps if settings.evaluation_inner_steps is None else settings.evaluation_inner_steps
             descent = Descent("none")
+        positions = settings.memory_vectors + contexts.ids.shape[1]
+        scores = len(contexts) * self.backbone.config.num_attention_heads * positions**2
+        large = descent.order == "second" and scores > _LARGE
+
+        def loss(memory: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+            with blockwise(self.backbone.model) if large else nullcontext():
+                return self.write_loss(memory, Tokens(ids, mask))
+
         memory = descent(
-            lambda memory, ids, mask: self.write_loss(memory, Tokens(ids, mask)),
+            loss,
             self.memory(len(contexts)),
             steps,
             settings.inner_learning_rate,

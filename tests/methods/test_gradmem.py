@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from methods.matrix import BACKBONES, backbone, build, ids_of, key_value_task
 
+from gradmem_bench.attention import blockwise
 from gradmem_bench.batch import Batch, Tokens
 from gradmem_bench.config import BackboneConfig
 from gradmem_bench.loading import load_backbone
@@ -163,3 +164,20 @@ def test_the_write_head_starts_as_a_copy_that_is_its_own(family):
     with torch.no_grad():
         method.write_head.weight.zero_()
     assert on.head.weight.any() and on.model.get_input_embeddings().weight.any()
+
+
+def test_large_contexts_are_attended_in_blocks_and_give_the_same_gradients(monkeypatch):
+    on = backbone("llama")
+    batch = Batch(
+        Tokens.from_lists(ids_of(on, 9, 6)), Tokens.from_lists(ids_of(on, 3, 4)), Tokens.from_lists(ids_of(on, 2, 1)),
+        torch.arange(2),
+    )  # fmt: skip
+    gradients, runs = [], []
+    monkeypatch.setattr("gradmem_bench.methods.gradmem.blockwise", lambda model: runs.append(1) or blockwise(model))
+    for large in (1 << 25, 0):
+        monkeypatch.setattr("gradmem_bench.methods.gradmem._LARGE", large)
+        method = build("gradmem", on).train()
+        method.loss(batch).total.backward()
+        gradients.append(method.memory.vectors.grad)
+    assert len(runs) == method.settings.inner_steps
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)

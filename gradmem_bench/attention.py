@@ -1,0 +1,212 @@
+"""Attention with a double backward, in blocks of query rows and in closed form.
+
+The fused kernels have no second derivative, and what autograd makes of eager attention keeps every score matrix of
+every operation. Here a pass keeps the inputs, the output and one number a row; a block of scores is made again where it
+is needed, for the forward pass, the backward pass and the backward pass of that.
+
+With S = scale·Q Kᵀ + mask, P = softmax(S), D the dropout mask over its keep probability, O = (P∘D) V, and dO given:
+
+    dP = D∘(dO Vᵀ)    dS = P∘(dP - δ), δ = rowsum(dO∘O)    dQ = scale·dS K    dK = scale·dSᵀ Q    dV = (P∘D)ᵀ dO
+
+and with cotangents uQ, uK, uV of these three, W = scale·(uQ Kᵀ + Q uKᵀ), w = rowsum(W∘P), A = P∘(W - w),
+G = W∘(dP - δ) - w dP + D∘(dO uVᵀ) and E = P∘(G - rowsum(G∘P)):
+
+    Q: scale·(E K + dS uK)    K: scale·(Eᵀ Q + dSᵀ uQ)    V: (A∘D)ᵀ dO    dO: (A∘D) V + (P∘D) uV
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+NAME = "gradmem_blockwise"
+"""What transformers knows it by."""
+BLOCK_ELEMENTS = 1 << 20
+"""Scores that exist at a time, of each kind."""
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, dropout_mask: Tensor | None = None
+) -> Tensor:
+    """Softmax attention, twice differentiable with respect to query, key and value.
+
+    Args:
+        query: (B, H, S, e).
+        key, value: (B, G, T, e), each of the G key-value heads serving H / G query heads.
+        mask: (B or 1, 1, S, T), bool, true where a query sees a key; `None` is all of it. A row that sees nothing
+            yields zero.
+        scale: of the scores.
+        dropout_mask: (B, H, S, T), already divided by the probability to keep; fixed, so that every pass sees the same.
+    Returns:
+        (B, H, S, e).
+    """
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        # Autograd sums the groups' gradients, in both orders.
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    return _Attention.apply(query, key, value, mask, scale, dropout_mask)
+
+
+def _blocks(query: Tensor, key: Tensor) -> list[tuple[slice, slice]]:
+    """Rows of the batch and rows of queries that are worked on together."""
+    batch, heads, length, _ = query.shape
+    per_row = heads * key.shape[2]
+    rows = min(length, max(1, BLOCK_ELEMENTS // per_row))
+    samples = max(1, BLOCK_ELEMENTS // (per_row * length)) if rows == length else 1
+    return [
+        (slice(b, b + samples), slice(s, s + rows)) for b in range(0, batch, samples) for s in range(0, length, rows)
+    ]
+
+
+def _part(tensor: Tensor | None, b: slice, s: slice) -> Tensor | None:
+    if tensor is None:
+        return None
+    return tensor[b if tensor.shape[0] > 1 else slice(None), :, s]
+
+
+def _scores(query: Tensor, key: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    scores = (query @ key.transpose(-1, -2)).mul_(scale)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    return scores if mask is None else scores.masked_fill_(~mask, -torch.inf)
+
+
+def _probabilities(query: Tensor, key: Tensor, mask: Tensor | None, scale: float, normalizer: Tensor) -> Tensor:
+    # A row that sees nothing has a normalizer of +inf in place of -inf, and so probabilities of zero.
+    return _scores(query, key, mask, scale).sub_(normalizer[..., None]).exp_().to(query.dtype)
+
+
+class _Attention(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, dropout: Tensor | None
+    ) -> Tensor:
+        output = torch.empty_like(query, memory_format=torch.contiguous_format)
+        normalizers = query.new_empty(query.shape[:-1], dtype=torch.promote_types(query.dtype, torch.float32))
+        for b, s in _blocks(query, key):
+            scores = _scores(query[b, :, s], key[b], _part(mask, b, s), scale)
+            normalizer = scores.logsumexp(dim=-1)
+            normalizer = normalizer.masked_fill_(normalizer == -torch.inf, torch.inf)
+            normalizers[b, :, s] = normalizer
+            chances = scores.sub_(normalizer[..., None]).exp_().to(query.dtype)
+            if dropout is not None:
+                chances = chances * dropout[b, :, s]
+            output[b, :, s] = chances @ value[b]
+        ctx.save_for_backward(query, key, value, output, normalizers, mask, dropout)
+        ctx.scale = scale
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, output, normalizers, mask, dropout = ctx.saved_tensors
+        gradients = _AttentionBackward.apply(query, key, value, gradient, output, normalizers, mask, ctx.scale, dropout)
+        return *gradients, None, None, None
+
+
+class _AttentionBackward(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        gradient: Tensor,
+        output: Tensor,
+        normalizers: Tensor,
+        mask: Tensor | None,
+        scale: float,
+        dropout: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        d_query, d_key, d_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        # `output` is a function of the other inputs, and counted through them; its own gradient is not asked for.
+        deltas = (gradient * output).sum(dim=-1, keepdim=True)
+        for b, s in _blocks(query, key):
+            chances = _probabilities(query[b, :, s], key[b], _part(mask, b, s), scale, normalizers[b, :, s])
+            d_chances = gradient[b, :, s] @ value[b].transpose(-1, -2)
+            kept = chances
+            if dropout is not None:
+                kept, d_chances = chances * dropout[b, :, s], d_chances * dropout[b, :, s]
+            d_value[b] += kept.transpose(-1, -2) @ gradient[b, :, s]
+            d_scores = d_chances.sub_(deltas[b, :, s]).mul_(chances).mul_(scale)
+            d_query[b, :, s] = d_scores @ key[b]
+            d_key[b] += d_scores.transpose(-1, -2) @ query[b, :, s]
+        ctx.save_for_backward(query, key, value, gradient, deltas, normalizers, mask, dropout)
+        ctx.scale = scale
+        return d_query, d_key, d_value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, u_query: Tensor, u_key: Tensor, u_value: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, gradient, deltas, normalizers, mask, dropout = ctx.saved_tensors
+        scale = ctx.scale
+        g_query, g_gradient = torch.empty_like(query), torch.empty_like(gradient)
+        g_key, g_value = torch.zeros_like(key), torch.zeros_like(value)
+        for b, s in _blocks(query, key):
+            q, k, v, do = query[b, :, s], key[b], value[b], gradient[b, :, s]
+            uq, uk, uv = u_query[b, :, s], u_key[b], u_value[b]
+            chances = _probabilities(q, k, _part(mask, b, s), scale, normalizers[b, :, s])
+            centred = do @ v.transpose(-1, -2)
+            g_chances = do @ uv.transpose(-1, -2)
+            if dropout is not None:
+                centred, g_chances = centred * dropout[b, :, s], g_chances * dropout[b, :, s]
+            centred = centred.sub_(deltas[b, :, s])
+            w = (uq @ k.transpose(-1, -2)).add_(q @ uk.transpose(-1, -2)).mul_(scale)
+            mean = (w * chances).sum(dim=-1, keepdim=True)
+            a = (w - mean).mul_(chances)
+            # G, with dP = centred + δ; its δ part is the same for a whole row and falls out of E.
+            g_chances = g_chances.addcmul_(w - mean, centred)
+            e = g_chances.sub_((g_chances * chances).sum(dim=-1, keepdim=True)).mul_(chances).mul_(scale)
+            d_scores = centred.mul_(chances).mul_(scale)
+            g_query[b, :, s] = e @ k + d_scores @ uk
+            g_key[b] += e.transpose(-1, -2) @ q + d_scores.transpose(-1, -2) @ uq
+            if dropout is not None:
+                a, chances = a * dropout[b, :, s], chances * dropout[b, :, s]
+            g_value[b] += a.transpose(-1, -2) @ do
+            g_gradient[b, :, s] = a @ v + chances @ uv
+        return g_query, g_key, g_value, g_gradient, None, None, None, None, None
+
+
+def _for_transformers(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: (B, H, S, e) in, (B, S, H, e) out; the mask comes from `_mask`."""
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    dropped = None
+    if dropout and module.training:
+        keep = 1 - dropout
+        shape = (*query.shape[:-1], key.shape[2])
+        dropped = torch.empty(shape, dtype=query.dtype, device=query.device).bernoulli_(keep).div_(keep)
+    output = attention(query, key, value, attention_mask, scale, dropped)
+    return output.transpose(1, 2).contiguous(), None
+
+
+def _mask(*arguments: Any, **options: Any) -> Tensor:
+    """The mask of scaled-dot-product attention, always written out: there is no flag for causal attention here."""
+    return sdpa_mask(*arguments, **{**options, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False})
+
+
+AttentionInterface.register(NAME, _for_transformers)
+AttentionMaskInterface.register(NAME, _mask)
+
+
+@contextmanager
+def blockwise(model: PreTrainedModel) -> Iterator[None]:
+    """Runs `model` with this attention, and afterwards with its own again."""
+    before = model.config._attn_implementation
+    model.config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = before

@@ -1,0 +1,81 @@
+"""Blockwise attention against eager attention, finite differences of both orders, and inside real models."""
+
+import pytest
+import torch
+from methods.matrix import BACKBONES, backbone, ids_of
+
+from gradmem_bench import attention as room
+from gradmem_bench.attention import attention, blockwise
+from gradmem_bench.backbone import Prefix
+from gradmem_bench.batch import Tokens
+
+SCALE = 0.7
+
+
+@pytest.fixture(params=[1 << 20, 40], ids=["one block", "many blocks"], autouse=True)
+def blocks(request, monkeypatch):
+    monkeypatch.setattr(room, "BLOCK_ELEMENTS", request.param)
+
+
+def case(groups: int, dropout: float) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor | None]:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, dtype=torch.float64, generator=generator).requires_grad_()
+
+    mask = torch.rand(2, 1, 5, 6, generator=generator) > 0.3
+    mask[0, 0, 2] = False
+    kept = None
+    if dropout:
+        kept = (torch.rand(2, 4, 5, 6, generator=generator) > dropout).double() / (1 - dropout)
+    return [draw(2, 4, 5, 3), draw(2, 4 // groups, 6, 3), draw(2, 4 // groups, 6, 3)], mask, kept
+
+
+def eager(query, key, value, mask, dropout):
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    scores = (SCALE * query @ key.transpose(-1, -2)).masked_fill(~mask, -torch.inf)
+    # A row that sees nothing: softmax makes it NaN, and here it is zero.
+    chances = torch.where(mask.any(dim=-1, keepdim=True), torch.softmax(scores, dim=-1), 0.0)
+    return (chances if dropout is None else chances * dropout) @ value
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_values_are_those_of_eager_attention(groups, dropout):
+    inputs, mask, kept = case(groups, dropout)
+    torch.testing.assert_close(attention(*inputs, mask, SCALE, kept), eager(*inputs, mask, kept))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_both_derivatives_agree_with_finite_differences(groups, dropout):
+    inputs, mask, kept = case(groups, dropout)
+
+    def attended(*inputs: torch.Tensor) -> torch.Tensor:
+        return attention(*inputs, mask, SCALE, kept)
+
+    assert torch.autograd.gradcheck(attended, inputs)
+    assert torch.autograd.gradgradcheck(attended, inputs)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_model_s_double_backward_is_that_of_eager_attention(name):
+    on = backbone(name)
+    text = Tokens.from_lists(ids_of(on, 9, 5))
+    start = 0.3 * torch.randn(2, 3, on.width, generator=torch.Generator().manual_seed(0))
+    seen = torch.ones(2, 3, dtype=torch.bool)
+
+    def meta_gradient() -> torch.Tensor:
+        memory = start.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(on.text_loss(Prefix(seen, memory), text).sum(), memory, create_graph=True)
+        return torch.autograd.grad(slope.square().sum(), memory)[0]
+
+    own = on.config._attn_implementation
+    with blockwise(on.model):
+        ours = meta_gradient()
+    assert on.config._attn_implementation == own
+    on.model.set_attn_implementation("eager")
+    expected = meta_gradient()
+    on.model.set_attn_implementation(own)
+    torch.testing.assert_close(ours, expected, rtol=2e-4, atol=2e-5 * float(expected.abs().max()))
