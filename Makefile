@@ -1,6 +1,8 @@
 # `make demo` runs the main job in five minutes, `make test` the tests; both make .venv and install first.
 
 PYTHON ?= python3
+# The models here are so small that a second thread gains nothing, and costs much when the machine has other work.
+export OMP_NUM_THREADS ?= 1
 DEMO = .venv/bin/gradmem-bench run --task kv_small --max-positions 8 --output runs/demo \
 	--method full_kv --method gradmem --method rmt --method truncated_text --method no_memory \
 	--set gradmem.inner_steps=2 --set gradmem.inner_learning_rate=4 \
