@@ -10,7 +10,8 @@ kept between the forward and the backward pass. The engines differ in what they 
     recompute   M_0 ... M_K; each step is made again in the backward pass, and memory does not grow with K
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -75,11 +76,11 @@ class Descent:
                 alone; without any, `auto` unrolls.
         """
         if self.order == "none":
-            return self._without_graph(loss, start, steps, learning_rate, inputs)
+            return self._without_graph(loss, start, steps, learning_rate, inputs, parameters)
         second = 0 if self.order == "first" else min(steps, steps if self.last is None else self.last)
         memory, moments = start, self._start(start)
         for index in range(steps - second):
-            slope = _slope(loss, memory, inputs)
+            slope = _slope(loss, memory, inputs, parameters)
             memory, moments = self._move(memory, slope, moments, _rate(learning_rate, index), index)
         indices = range(steps - second, steps)
         engine = self.engine
@@ -127,20 +128,39 @@ class Descent:
 
     @torch.no_grad()
     def _without_graph(
-        self, loss: WriteLoss, memory: Tensor, steps: int, learning_rate: float | Tensor, inputs: Sequence[Tensor]
+        self,
+        loss: WriteLoss,
+        memory: Tensor,
+        steps: int,
+        learning_rate: float | Tensor,
+        inputs: Sequence[Tensor],
+        parameters: Sequence[Tensor],
     ) -> Tensor:
         moments = self._start(memory)
         for index in range(steps):
-            slope = _slope(loss, memory, inputs)
+            slope = _slope(loss, memory, inputs, parameters)
             memory, moments = self._move(memory, slope, moments, _rate(learning_rate, index), index)
         return memory.detach()
 
 
-def _slope(loss: WriteLoss, memory: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+def _slope(loss: WriteLoss, memory: Tensor, inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
     """dL/dM as a constant, by whichever attention kernel is fastest."""
-    with torch.enable_grad():
+    with torch.enable_grad(), _frozen(parameters):
         point = memory.detach().requires_grad_()
         return torch.autograd.grad(loss(point, *inputs).sum(), point)[0]
+
+
+@contextmanager
+def _frozen(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Asks no gradient for leaves: else the activations that only theirs would need are kept as well."""
+    learned = [parameter for parameter in parameters if parameter.is_leaf and parameter.requires_grad]
+    for parameter in learned:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learned:
+            parameter.requires_grad_(True)
 
 
 def _rate(learning_rate: float | Tensor, index: int) -> float | Tensor:
@@ -166,7 +186,7 @@ class _Recompute(Function):
         visited = []
         for index in indices:
             visited.append((memory, moments))
-            slope = _slope(loss, memory, inputs)
+            slope = _slope(loss, memory, inputs, parameters)
             memory, moments = descent._move(memory, slope, moments, _rate(rates, index), index)
         ctx.descent, ctx.loss, ctx.indices, ctx.moment_count = descent, loss, indices, moment_count
         ctx.parameters, ctx.inputs = parameters, inputs

@@ -181,3 +181,36 @@ def test_large_contexts_are_attended_in_blocks_and_give_the_same_gradients(monke
         gradients.append(method.memory.vectors.grad)
     assert len(runs) == method.settings.inner_steps
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
+
+
+def leaves_of(loss: torch.Tensor) -> int:
+    """How many tensors a backward pass from here would reach."""
+    seen, open_nodes = set(), [loss.grad_fn]
+    while open_nodes:
+        node = open_nodes.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            open_nodes += [other for other, _ in node.next_functions]
+    return sum(type(node).__name__ == "AccumulateGrad" for node in seen)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_write_at_evaluation_differentiates_by_the_memory_alone(name, monkeypatch):
+    method = build(
+        "gradmem", load_backbone(BACKBONES[name], key_value_task().tokenizer(), "cpu", seed=3), inner_steps=2
+    )
+    contexts = Tokens.from_lists(ids_of(method.backbone, 9, 5))
+    reached, plain = [], method.write_loss
+
+    def watched(memory, contexts):
+        loss = plain(memory, contexts)
+        reached.append(leaves_of(loss))
+        return loss
+
+    monkeypatch.setattr(method, "write_loss", watched)
+    method.eval().write(contexts)
+    # Weights that a gradient could reach would have their activations kept.
+    assert reached == [1, 1]
+    method.train().write(contexts)
+    assert min(reached[2:]) > 10
+    assert all(parameter.requires_grad for parameter in method.parameters())
