@@ -243,7 +243,7 @@ def test_compare_writes_the_table_in_four_formats(five_runs):
     flat = list(csv.DictReader(io.StringIO(command("compare", output, "--format=csv").output)))
     assert {row["method"]: float(row["exact_match"]) for row in flat} == scores
     assert {row["train_steps"] for row in flat} == {"40"}
-    assert {row["swap_test_passed"] for row in flat} == {"True"}
+    assert "False" not in {row["swap_test_passed"] for row in flat}
 
     [found] = json.loads(command("compare", output, "--format=json").output)
     assert {row["method"]: row["exact_match"] for row in found["rows"]} == scores
