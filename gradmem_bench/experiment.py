@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.utils import logging as hub_logging
 from transformers.utils import logging as transformers_logging
 
 from gradmem_bench import __version__, checkpoints
@@ -121,6 +122,8 @@ def resolve(method: Entry, task: Entry, options: Options) -> Plan:
         UserError: a name, key or value is wrong, no configuration fits the budget, or contexts do not fit the backbone.
     """
     transformers_logging.set_verbosity_error()
+    # What the hub's client says while it retries is said once, in the sentence that ends it.
+    hub_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     recipe = method_recipe(method)
     method_class = load_object(recipe.implementation, method)
