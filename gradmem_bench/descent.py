@@ -190,6 +190,12 @@ class _Recompute(Function):
             memory, moments = descent._move(memory, slope, moments, _rate(rates, index), index)
         ctx.descent, ctx.loss, ctx.indices, ctx.moment_count = descent, loss, indices, moment_count
         ctx.parameters, ctx.inputs = parameters, inputs
+        device = memory.device.type
+        ctx.autocast = {
+            "device_type": device,
+            "dtype": torch.get_autocast_dtype(device),
+            "enabled": torch.is_autocast_enabled(device),
+        }
         ctx.save_for_backward(rates, *(tensor for memory, moments in visited for tensor in (memory, *moments)))
         return memory
 
@@ -206,7 +212,8 @@ class _Recompute(Function):
             before = [torch.empty_like(one) for one in adjoints]
             for first in range(0, len(adjoint), size):
                 rows = slice(first, first + size)
-                with torch.enable_grad():
+                # The backward pass runs where the forward pass's autocast has ended.
+                with torch.enable_grad(), torch.autocast(**ctx.autocast):
                     points = [one[rows].detach().requires_grad_() for one in state]
                     leaf = rates.detach().requires_grad_()
                     inputs = [one[rows] for one in ctx.inputs]

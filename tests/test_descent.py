@@ -183,3 +183,20 @@ def test_recomputing_keeps_the_memories_alone():
     saved = memory.grad_fn.saved_tensors
     assert sum(tensor.numel() for tensor in saved) == 30 * start.numel() + 1
     assert {type(node).__name__ for node, _ in memory.grad_fn.next_functions if node} == {"AccumulateGrad"}
+
+
+def test_steps_are_made_again_in_the_precision_they_were_made_in():
+    weight, inputs = draw(3, 3).float().requires_grad_(), draw(2, 4, 3, seed=1).float()
+    start = draw(2, 4, 3, seed=2).float().requires_grad_()
+    gradients = {}
+    for engine, dtype in (("unrolled", torch.bfloat16), ("recompute", torch.bfloat16), ("recompute", torch.float32)):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            memory = Descent(engine=engine)(bent(weight, inputs), start, STEPS, RATE, parameters=[weight])
+        assert memory.dtype == torch.float32
+        gradients[engine, dtype] = torch.autograd.grad(memory.sin().sum(), [start, weight])
+    rounded = gradients["unrolled", torch.bfloat16]
+    by_start, by_weight = gradients["recompute", torch.bfloat16]
+    torch.testing.assert_close(by_start, rounded[0], rtol=1e-5, atol=1e-6)
+    # Unrolled, autocast's one copy of the weight sums its gradient in bfloat16; recomputing sums the steps in float32.
+    torch.testing.assert_close(by_weight, rounded[1], rtol=2e-2, atol=1e-2)
+    assert (gradients["recompute", torch.float32][0] - rounded[0]).abs().max() > 1e-4
