@@ -9,7 +9,7 @@ import typer
 
 from gradmem_bench import __version__
 from gradmem_bench.config import Budget, parse_bytes
-from gradmem_bench.errors import UserError, did_you_mean
+from gradmem_bench.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -177,8 +177,6 @@ def compare(
 
     [dim]gradmem-bench compare runs leaderboards --format markdown[/]
     """
-    if by not in ("task", "config"):
-        raise UserError(f"--by is '{by}', but task or config was expected.{did_you_mean(by, ['task', 'config'])}")
     from gradmem_bench.reporting.comparison import comparison
     from gradmem_bench.reporting.tables import to_csv, to_json, to_markdown, to_rich
     from gradmem_bench.results import find_records

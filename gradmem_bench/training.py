@@ -106,6 +106,7 @@ class Trainer:
         self.model, self.optimizer = accelerator.prepare(method, optimizer)
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
+        self.terms: dict[str, Tensor] = {}
 
     # ------------------------------------------------------------------------------------------ resume
 
@@ -251,9 +252,10 @@ class Trainer:
                 batch = batch.to(self.accelerator.device)
                 share = batch.targets.mask.sum() / whole.targets.mask.sum()
                 with sdpa_kernel(SDPBackend.MATH) if counted else self.accelerator.autocast():
-                    loss = self.model(batch).total
-                self.accelerator.backward(loss * share)
-                total += float(loss.detach() * share)
+                    loss = self.model(batch)
+                self.accelerator.backward(loss.total * share)
+                total += float(loss.total.detach() * share)
+                self.terms = loss.parts
         if counter:
             progress.flops += counter.get_total_flops() * min(config.evaluate_every, config.steps - progress.step)
         norm = self.accelerator.clip_grad_norm_(self.parameters, config.max_grad_norm)
@@ -280,7 +282,9 @@ class Trainer:
         rate = self.learning_rate(progress.step - 1)
         row = {"step": progress.step, "stage": progress.stage, "loss": loss, "score": score, "learning_rate": rate}
         progress.history.append({**row, "seconds": round(progress.seconds, 3)})
-        self.accelerator.log({key: value for key, value in row.items() if key != "step"}, step=progress.step)
+        logged = {key: value for key, value in row.items() if key != "step"}
+        logged |= {f"loss/{name}": float(term) for name, term in self.terms.items()}
+        self.accelerator.log(logged, step=progress.step)
         if stage.until is not None:
             spent = progress.step - progress.stage_began
             if score >= stage.until or (stage.steps is not None and spent >= stage.steps):

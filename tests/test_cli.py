@@ -279,7 +279,6 @@ def test_compare_without_records_says_so(tmp_path, monkeypatch):
     assert "There is no run at runs" in command("compare").errors
     (tmp_path / "runs").mkdir()
     assert "There are no records here" in command("compare").errors
-    assert "--by is 'tsk'" in command("compare", "--by=tsk").errors
     assert "There are no runs yet." in command("list", "runs").output
 
 

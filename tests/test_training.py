@@ -334,6 +334,9 @@ def test_the_log_holds_the_training_curve(tmp_path):
     for name in ("loss", "score", "learning_rate"):
         logged = [(event.step, event.value) for event in log.Scalars(name)]
         assert logged == [(row["step"], pytest.approx(row[name])) for row in progress.history]
+    # The whole loss of this method is its answers'.
+    terms = [event.value for event in log.Scalars("loss/answer")]
+    assert terms == pytest.approx([row["loss"] for row in progress.history])
 
 
 def test_a_checkpoint_of_another_training_is_refused(tmp_path):

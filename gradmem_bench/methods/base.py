@@ -69,9 +69,17 @@ class MemoryMethod(nn.Module, ABC):
         """What stands before the query, from the state alone."""
 
     def loss(self, batch: Batch) -> Loss:
-        """Write once, read for every query: the mean cross-entropy (nats) over the tokens of all targets."""
-        prefix = self.read(self.write(batch.contexts)).select(batch.context_of)
-        return Loss(self.backbone.target_loss(prefix, batch.queries, batch.targets))
+        """Write once, read for every query: the mean cross-entropy (nats) over the tokens of all targets.
+
+        A method with the setting `reconstruction_weight` adds so much of its mean reconstruction loss.
+        """
+        state = self.write(batch.contexts)
+        answer = self.backbone.target_loss(self.read(state).select(batch.context_of), batch.queries, batch.targets)
+        weight = getattr(self.settings, "reconstruction_weight", 0.0)
+        if not weight:
+            return Loss(answer, {"answer": answer.detach()})
+        rebuilt = self.reconstruction_loss(state, batch.contexts).mean()
+        return Loss(answer + weight * rebuilt, {"answer": answer.detach(), "reconstruction": rebuilt.detach()})
 
     def forward(self, batch: Batch) -> Loss:
         """The loss, under the name that data parallelism wraps."""

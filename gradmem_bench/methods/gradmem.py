@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from gradmem_bench.attention import blockwise
 from gradmem_bench.backbone import Backbone, Prefix
-from gradmem_bench.batch import Batch, Tokens
+from gradmem_bench.batch import Tokens
 from gradmem_bench.config import Budget, StrictModel
 from gradmem_bench.descent import Descent, Engine, Order
-from gradmem_bench.methods.base import Footprint, Loss, MemoryMethod
+from gradmem_bench.methods.base import Footprint, MemoryMethod
 from gradmem_bench.methods.vectors import MemoryVectors, fit_vectors, vectors_footprint, vectors_prefix
 from gradmem_bench.state import MemoryState
 
@@ -97,15 +97,6 @@ class GradMem(MemoryMethod):
         """The WRITE loss at M_K; with a WRITE head of its own it is what was descended, not what the LM would say."""
         return self.write_loss(state.tensors["memory"], contexts)
 
-    def loss(self, batch: Batch) -> Loss:
-        state = self.write(batch.contexts)
-        answer = self.backbone.target_loss(self.read(state).select(batch.context_of), batch.queries, batch.targets)
-        weight = self.settings.reconstruction_weight
-        if not weight:
-            return Loss(answer, {"answer": answer.detach()})
-        rebuilt = self.write_loss(state.tensors["memory"], batch.contexts).mean()
-        return Loss(answer + weight * rebuilt, {"answer": answer.detach(), "reconstruction": rebuilt.detach()})
-
     @classmethod
     def footprint(
         cls, parameters: GradMemParameters, backbone: Backbone, context_tokens: int, context_bytes: int
@@ -114,6 +105,4 @@ class GradMem(MemoryMethod):
 
     @classmethod
     def fit(cls, parameters: GradMemParameters, budget: Budget, backbone: Backbone) -> GradMemParameters:
-        return parameters.model_copy(
-            update={"memory_vectors": fit_vectors(parameters.memory_vectors, budget, backbone)}
-        )
+        return fit_vectors(parameters, budget, backbone)

@@ -5,9 +5,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gradmem_bench.backbone import Backbone, Prefix
-from gradmem_bench.batch import Batch, Tokens
+from gradmem_bench.batch import Tokens
 from gradmem_bench.config import Budget, StrictModel
-from gradmem_bench.methods.base import Footprint, Loss, MemoryMethod
+from gradmem_bench.methods.base import Footprint, MemoryMethod
 from gradmem_bench.methods.vectors import MemoryVectors, fit_vectors, vectors_footprint, vectors_prefix
 from gradmem_bench.state import MemoryState
 
@@ -63,15 +63,6 @@ class RMT(MemoryMethod):
     def reconstruction_loss(self, state: MemoryState, contexts: Tokens) -> Tensor:
         return self.backbone.text_loss(self.read(state), contexts)
 
-    def loss(self, batch: Batch) -> Loss:
-        state = self.write(batch.contexts)
-        answer = self.backbone.target_loss(self.read(state).select(batch.context_of), batch.queries, batch.targets)
-        weight = self.settings.reconstruction_weight
-        if not weight:
-            return Loss(answer, {"answer": answer.detach()})
-        rebuilt = self.reconstruction_loss(state, batch.contexts).mean()
-        return Loss(answer + weight * rebuilt, {"answer": answer.detach(), "reconstruction": rebuilt.detach()})
-
     @classmethod
     def footprint(
         cls, parameters: RMTParameters, backbone: Backbone, context_tokens: int, context_bytes: int
@@ -80,6 +71,4 @@ class RMT(MemoryMethod):
 
     @classmethod
     def fit(cls, parameters: RMTParameters, budget: Budget, backbone: Backbone) -> RMTParameters:
-        return parameters.model_copy(
-            update={"memory_vectors": fit_vectors(parameters.memory_vectors, budget, backbone)}
-        )
+        return fit_vectors(parameters, budget, backbone)

@@ -1,14 +1,18 @@
 """What the methods share whose state is m vectors of the backbone's width: their start, their cost, their budget."""
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 
 from gradmem_bench.backbone import Backbone, Prefix
-from gradmem_bench.config import Budget, format_bytes
+from gradmem_bench.config import Budget, StrictModel, format_bytes
 from gradmem_bench.errors import UserError
 from gradmem_bench.methods.base import Footprint
 
 _ITEMSIZE = torch.float32.itemsize
+
+Parameters = TypeVar("Parameters", bound=StrictModel)
 
 
 class MemoryVectors(nn.Module):
@@ -39,13 +43,18 @@ def vectors_footprint(count: int, backbone: Backbone, write_positions: int) -> F
     return Footprint(count * backbone.width * _ITEMSIZE, count, write_positions)
 
 
-def fit_vectors(count: int, budget: Budget, backbone: Backbone) -> int:
-    """The most vectors within `budget`, or `count` where it has no bound."""
+def fit_vectors(parameters: Parameters, budget: Budget, backbone: Backbone) -> Parameters:
+    """`parameters` with the most `memory_vectors` within `budget`; as they are where it has no bound.
+
+    Raises:
+        UserError: not one vector fits.
+    """
     bounds = [] if budget.positions is None else [budget.positions]
     if budget.bytes is not None:
         bounds.append(budget.bytes // (backbone.width * _ITEMSIZE))
-    most = min(bounds, default=count)
-    if most < 1:
+    if not bounds:
+        return parameters
+    if min(bounds) < 1:
         one = format_bytes(backbone.width * _ITEMSIZE)
         raise UserError(f"A budget of {budget} holds no vector: one of width {backbone.width} in float32 is {one}.")
-    return most
+    return parameters.model_copy(update={"memory_vectors": min(bounds)})
