@@ -45,6 +45,8 @@ class Descent:
         engine: see above; `auto` unrolls up to 2 steps.
         micro_batch: samples that `recompute` works on at a time in the backward pass; `None` is all of them. Samples
             are independent, so that the result is the same.
+        clip_value: bound on each entry of a step's gradient, before anything else is made of it.
+        clip_norm: bound on the Euclidean norm of one sample's whole gradient, after `clip_value`.
     """
 
     order: Order = "second"
@@ -52,6 +54,8 @@ class Descent:
     optimizer: Optimizer = "sgd"
     engine: Engine = "auto"
     micro_batch: int | None = None
+    clip_value: float | None = None
+    clip_norm: float | None = None
 
     def __call__(
         self,
@@ -101,6 +105,7 @@ class Descent:
         self, memory: Tensor, slope: Tensor, moments: Moments, rate: float | Tensor, index: int
     ) -> tuple[Tensor, Moments]:
         """One step of the optimiser, differentiable in all of its tensors."""
+        slope = self._clipped(slope)
         if self.optimizer == "sgd":
             return memory - rate * slope, ()
         mean = _BETAS[0] * moments[0] + (1 - _BETAS[0]) * slope
@@ -108,6 +113,15 @@ class Descent:
         # At zero the root's derivative is infinite; the constant under it as well keeps it finite.
         root = (square / (1 - _BETAS[1] ** (index + 1)) + _EPSILON**2).sqrt()
         return memory - rate * mean / (1 - _BETAS[0] ** (index + 1)) / (root + _EPSILON), (mean, square)
+
+    def _clipped(self, slope: Tensor) -> Tensor:
+        if self.clip_value is not None:
+            slope = slope.clamp(-self.clip_value, self.clip_value)
+        if self.clip_norm is not None:
+            squared = slope.square().sum(dim=tuple(range(1, slope.dim())), keepdim=True)
+            # Bounded before the root is taken: at a gradient of zero the norm itself has no derivative.
+            slope = slope * (squared / self.clip_norm**2).clamp(min=1).rsqrt()
+        return slope
 
     def _step(
         self,

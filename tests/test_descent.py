@@ -176,6 +176,68 @@ def test_adam_s_steps_are_those_of_torch():
     torch.testing.assert_close(descend(loss, start, STEPS, RATE, "none", optimizer="adam"), point.detach())
 
 
+def clipped_by_hand(slope: torch.Tensor, value: float | None, norm: float | None) -> torch.Tensor:
+    """One sample's gradient, clipped by torch.nn.utils, which works on one tensor and in place."""
+    point = torch.nn.Parameter(torch.zeros_like(slope))
+    point.grad = slope.clone()
+    if value is not None:
+        torch.nn.utils.clip_grad_value_([point], value)
+    if norm is not None:
+        torch.nn.utils.clip_grad_norm_([point], norm)
+    return point.grad
+
+
+@pytest.mark.parametrize(("value", "norm"), [(0.5, None), (None, 1.5), (0.5, 1.5)])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_clipping_bounds_each_sample_alone_and_leaves_small_gradients_as_they_are(optimizer, value, norm):
+    sizes = torch.tensor([3.0, 0.01, 30.0], dtype=torch.float64)[:, None, None]
+    loss = bent(draw(3, 3), sizes * draw(3, 4, 3, seed=1))
+    start = draw(3, 4, 3, seed=2)
+    slopes = torch.autograd.grad(loss(start.requires_grad_()).sum(), start)[0]
+    # By value some entries of every sample are beyond the bound; by norm the second sample is within it.
+    slopes = slopes * torch.tensor([1.0, 0.05, 1.0], dtype=torch.float64)[:, None, None]
+    descent = Descent("none", optimizer=optimizer, clip_value=value, clip_norm=norm)
+    memory = descent(lambda memory: (memory * slopes).sum(dim=(1, 2)), start, 1, RATE)
+    for row in range(3):
+        moved = clipped_by_hand(slopes[row], value, norm)
+        point = start[row].detach().clone().requires_grad_()
+        point.grad = moved
+        (torch.optim.SGD if optimizer == "sgd" else torch.optim.Adam)([point], lr=RATE).step()
+        torch.testing.assert_close(memory[row], point.detach(), rtol=1e-5, atol=1e-7)
+    assert (clipped_by_hand(slopes[0], value, norm) - slopes[0]).abs().max() > 0.1
+    assert torch.equal(clipped_by_hand(slopes[1], None, 1.5), slopes[1])
+
+
+@pytest.mark.parametrize("engine", ["unrolled", "recompute"])
+@pytest.mark.parametrize(("value", "norm"), [(0.7, None), (None, 1.2), (0.9, 1.2)])
+def test_the_second_order_gradient_of_clipped_steps_against_finite_differences(engine, value, norm):
+    weight, inputs, start = draw(3, 3), draw(2, 4, 3, seed=1), draw(2, 4, 3, seed=2)
+    loss = bent(weight, inputs)
+    slope = torch.autograd.grad(loss(start.requires_grad_()).sum(), start)[0]
+    assert slope.norm() > 1.2 and slope.abs().max() > 0.9 and slope.abs().min() < 0.7
+
+    def outer(start, weight):
+        descent = Descent(engine=engine, clip_value=value, clip_norm=norm)
+        return (descent(bent(weight, inputs), start, STEPS, RATE, parameters=[weight]) ** 2).sum()
+
+    assert torch.autograd.gradcheck(outer, (start.requires_grad_(), weight.requires_grad_()), eps=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("engine", ["unrolled", "recompute"])
+def test_a_gradient_of_zero_is_clipped_without_a_nan(engine):
+    start = draw(2, 4, 3).requires_grad_()
+    centres = start.detach().clone()
+    centres[1] += 10
+    descent = Descent(engine=engine, clip_norm=0.5)
+    # The first sample stands at its minimum.
+    curvatures = CURVATURES.clone().requires_grad_()
+    memory = descent(quadratic(curvatures, centres), start, STEPS, RATE, parameters=[curvatures])
+    by_start, by_curvatures = torch.autograd.grad(memory.sum(), [start, curvatures])
+    assert torch.isfinite(by_curvatures).all()
+    torch.testing.assert_close(by_start[0], ((1 - RATE * CURVATURES) ** STEPS).expand(4, 3))
+    torch.testing.assert_close((memory - start)[1].norm().detach(), torch.tensor(STEPS * RATE * 0.5).double())
+
+
 def test_recomputing_keeps_the_memories_alone():
     weight, inputs, start = draw(3, 3).requires_grad_(), draw(2, 4, 3, seed=1), draw(2, 4, 3, seed=2).requires_grad_()
     memory = Descent(engine="recompute")(bent(weight, inputs), start, 30, RATE, parameters=[weight])
