@@ -61,7 +61,7 @@ def local_task(tmp_path):
             "4, holding 1 KiB",
             16_992 + 4 * 32 + 16 * 32,
         ),
-        ("rmt --set=memory_vectors=4 --set=projection=true", "512 B", "4, holding 1 KiB", 16_992 + 4 * 32 + 33 * 32),
+        ("rmt --set=memory_vectors=4 --set=projection=shared", "512 B", "4, holding 1 KiB", 16_992 + 4 * 32 + 33 * 32),
         ("full_kv", "1.5 KiB", "6, holding 1.5 KiB", 16_992),
         ("truncated_text", "6 B", "6, holding 1.5 KiB", 16_992),
         ("no_memory", "0 B", "0, holding 0 B", 16_992),

@@ -2,45 +2,90 @@
 
 import copy
 from contextlib import nullcontext
+from typing import Literal
 
-from pydantic import Field
+import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from gradmem_bench.attention import NAME as BLOCKWISE
 from gradmem_bench.attention import blockwise
 from gradmem_bench.backbone import Backbone, Prefix
 from gradmem_bench.batch import Tokens
-from gradmem_bench.config import Budget, StrictModel
-from gradmem_bench.descent import Descent, Engine, Order
+from gradmem_bench.config import Budget
+from gradmem_bench.descent import Descent, Engine, Optimizer, Order
+from gradmem_bench.errors import UserError
 from gradmem_bench.methods.base import Footprint, MemoryMethod
-from gradmem_bench.methods.vectors import MemoryVectors, fit_vectors, vectors_footprint, vectors_prefix
+from gradmem_bench.methods.projection import linear_map, projected_by_own, with_fast_weights
+from gradmem_bench.methods.vectors import (
+    ControlTokens,
+    MemoryVectors,
+    VectorParameters,
+    fit_vectors,
+    vectors_footprint,
+    vectors_prefix,
+)
 from gradmem_bench.state import MemoryState
 
 _LARGE = 1 << 25
 """Scores of one layer (128 MiB in float32) from which on attention is differentiated twice in blocks."""
 
 
-class GradMemParameters(StrictModel):
-    """What GradMem can be set to."""
+class GradMemParameters(VectorParameters):
+    """What GradMem can be set to. *Paper* is the ICML 2026 version and its scripts (github.com/yurakuratov/gradmem)."""
 
-    memory_vectors: int = Field(default=8, ge=1)
-    """m, the number of prefix vectors."""
     inner_steps: int = Field(default=1, ge=0)
-    """K, the steps of gradient descent in WRITE while training."""
+    """K, the steps of gradient descent in WRITE while training. Paper: 1, 2 or 5."""
     evaluation_inner_steps: int | None = Field(default=None, ge=0)
-    """K at evaluation; `None` is the K of training."""
+    """K at evaluation; `None` is the K of training. Paper: that, and 0 to 30 in its figure 4."""
     inner_learning_rate: float = Field(default=0.4, gt=0)
-    """The step size on the mean loss per context token; the paper's eq. 4 sums, so its step is this over |C|."""
+    """α, the step size on the mean loss per context token; eq. 4 of the paper sums, so that its α is this over |C|.
+    Paper: the best of [0.01, 10] for each K; 0.04 to 0.12 in the key-value scripts, 0.4 on text."""
+    learned_inner_learning_rate: Literal["none", "one", "per_step", "per_vector"] = "none"
+    """Whether α is learned, and how many there are: on a logarithmic scale, from `inner_learning_rate` on. Steps beyond
+    those of training take the last one's; with fast weights, `per_vector` has one for each of their rows as well.
+    Paper: none."""
+    inner_optimizer: Optimizer = "sgd"
+    """`sgd`, or `adam` with fresh moments for each context, differentiated like sgd. Paper: sgd (its code's adam is its
+    default, and cuts the second order)."""
+    inner_clip_value: float | None = Field(default=None, gt=0)
+    """Bound on each entry of an inner gradient. Paper: none (10 in its code's adam)."""
+    inner_clip_norm: float | None = Field(default=None, gt=0)
+    """Bound on the norm of one context's inner gradient, over all that descends. Paper: none."""
     order: Order = "second"
     """`second` back-propagates through the inner steps in full, `first` takes their gradients as constants, and `none`
-    does not train what WRITE depends on but through READ."""
+    does not train what WRITE depends on but through READ. Under `first`, WRITE's own head and control tokens learn
+    from the reconstruction loss alone. Paper: second, and first in an ablation."""
+    second_order_steps: int | None = Field(default=None, ge=1)
+    """J: the last J steps in second order and those before them in first; `None` is all. Paper: all."""
     engine: Engine = "auto"
     """How the second order is computed (see gradmem_bench/descent.py); all engines give the same gradient."""
+    projection: Literal["none", "shared", "per_sample"] = "none"
+    """A linear map, the identity at the start, between memory and backbone: none; one for all contexts, in WRITE and at
+    READ; or one of each context's own, which descends with the vectors from a learned start. What crosses is the
+    vectors: before the map where it is shared, behind it where it is the context's own. Paper: none for key-value
+    retrieval and short SQuAD; shared for bAbI, full SQuAD, language modelling and text reconstruction."""
     write_head: bool = True
-    """Whether WRITE predicts the context with its own head, a copy of the backbone's at the start."""
+    """Whether WRITE predicts the context with its own head, a copy of the backbone's at the start. Paper: yes, but in
+    text reconstruction and language modelling."""
+    freeze_backbone: bool = False
+    """Whether the backbone's weights stay as they are, in WRITE and at READ. Paper: yes in text reconstruction."""
     reconstruction_weight: float = Field(default=0.0, ge=0)
-    """Weight of the reconstruction loss at M_K in the outer loss; the paper's objective has none."""
-    memory_std: float | None = Field(default=None, gt=0)
-    """Standard deviation of the learned vectors before training; `None` is that of the backbone's embeddings."""
+    """Weight of the reconstruction loss at M_K in the outer loss. Paper: none in its objective; 0.5 in its key-value
+    script, on the loss before the last step."""
+    gradient_checkpointing: bool = False
+    """Whether layers keep only their inputs for the backward pass and are run again in it: less memory, more time.
+    Attention is then always differentiated in blocks. Paper: no."""
+
+    @model_validator(mode="after")
+    def _says_nothing_in_vain(self) -> "GradMemParameters":
+        if self.second_order_steps is not None and self.order != "second":
+            raise ValueError(f"second_order_steps has no meaning with order '{self.order}', only with 'second'")
+        if self.learned_inner_learning_rate != "none" and self.order == "none":
+            raise ValueError("a learned_inner_learning_rate is not trained with order 'none', only 'second' or 'first'")
+        if self.learned_inner_learning_rate == "per_step" and self.inner_steps == 0:
+            raise ValueError("a learned_inner_learning_rate 'per_step' needs inner_steps of at least 1")
+        return self
 
 
 class GradMem(MemoryMethod):
@@ -55,43 +100,84 @@ class GradMem(MemoryMethod):
 
     def __init__(self, backbone: Backbone, parameters: GradMemParameters) -> None:
         super().__init__(backbone, parameters)
-        self.memory = MemoryVectors(parameters.memory_vectors, backbone, parameters.memory_std)
+        std, own_map = parameters.memory_std, parameters.projection == "per_sample"
+        self.memory = MemoryVectors(parameters.memory_vectors, backbone, std)
         self.write_head: nn.Linear | None = None
         if parameters.write_head:
             self.write_head = copy.deepcopy(backbone.head)
             # The copy is untied from the input embeddings, as in the paper's experiments.
             self.write_head.weight = nn.Parameter(backbone.head.weight.detach().clone())
+        sides = parameters.write_control_before, parameters.write_control_after
+        self.write_control = ControlTokens(*sides, backbone, std)
+        sides = parameters.read_control_before, parameters.read_control_after
+        self.read_control = ControlTokens(*sides, backbone, std)
+        self.projection = None if parameters.projection == "none" else linear_map(backbone.width)
+        rows = parameters.memory_vectors + (backbone.width + 1 if own_map else 0)
+        shapes = {"one": (), "per_step": (parameters.inner_steps,), "per_vector": (rows, 1)}
+        shape = shapes.get(parameters.learned_inner_learning_rate)
+        self.log_learning_rate = None if shape is None else nn.Parameter(torch.zeros(shape))
+        """Logarithm of α over its start."""
+        if parameters.freeze_backbone:
+            backbone.requires_grad_(False)
+        if parameters.gradient_checkpointing:
+            _checkpoint_gradients(backbone)
 
-    def write_loss(self, memory: Tensor, contexts: Tokens) -> Tensor:
-        """(B,): the inner loss of memory (B, m, d)."""
-        return self.backbone.text_loss(vectors_prefix(memory), contexts, self.write_head)
+    def learning_rates(self, steps: int) -> float | Tensor:
+        """α of so many steps, as `Descent` takes it."""
+        rate = self.settings.inner_learning_rate
+        if self.log_learning_rate is None:
+            return rate
+        rates = rate * self.log_learning_rate.exp()
+        return rates[torch.arange(steps).clamp(max=len(rates) - 1)] if rates.dim() == 1 else rates
+
+    def _vectors(self, memory: Tensor) -> Tensor:
+        """What crosses of all that descended, (B, m, d)."""
+        return projected_by_own(memory) if self.settings.projection == "per_sample" else memory
+
+    def _projected(self, vectors: Tensor) -> Tensor:
+        """The vectors of a state as they stand in the backbone, (B, m, d)."""
+        return self.projection(vectors) if self.settings.projection == "shared" else vectors
+
+    def write_loss(self, vectors: Tensor, contexts: Tokens) -> Tensor:
+        """(B,): the inner loss of vectors (B, m, d)."""
+        prefix = vectors_prefix(self.write_control(self._projected(vectors)))
+        return self.backbone.text_loss(prefix, contexts, self.write_head)
 
     def write(self, contexts: Tokens) -> MemoryState:
         settings = self.settings
-        steps, descent = settings.inner_steps, Descent(settings.order, engine=settings.engine)
+        steps, order = settings.inner_steps, settings.order
         if not self.training:
             steps = steps if settings.evaluation_inner_steps is None else settings.evaluation_inner_steps
-            descent = Descent("none")
-        positions = settings.memory_vectors + contexts.ids.shape[1]
+            order = "none"
+        descent = Descent(
+            order,
+            settings.second_order_steps,
+            settings.inner_optimizer,
+            settings.engine,
+            clip_value=settings.inner_clip_value,
+            clip_norm=settings.inner_clip_norm,
+        )
+        positions = settings.memory_vectors + settings.write_control + contexts.ids.shape[1]
         scores = len(contexts) * self.backbone.config.num_attention_heads * positions**2
-        large = descent.order == "second" and scores > _LARGE
+        large = order == "second" and scores > _LARGE
 
         def loss(memory: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
             with blockwise(self.backbone.model) if large else nullcontext():
-                return self.write_loss(memory, Tokens(ids, mask))
+                return self.write_loss(self._vectors(memory), Tokens(ids, mask))
 
+        start = self.memory(len(contexts))
         memory = descent(
             loss,
-            self.memory(len(contexts)),
+            with_fast_weights(start, self.projection) if settings.projection == "per_sample" else start,
             steps,
-            settings.inner_learning_rate,
+            self.learning_rates(steps),
             inputs=(contexts.ids, contexts.mask),
             parameters=list(self.parameters()),
         )
-        return MemoryState({"memory": memory})
+        return MemoryState({"memory": self._vectors(memory)})
 
     def read(self, state: MemoryState) -> Prefix:
-        return vectors_prefix(state.tensors["memory"])
+        return vectors_prefix(self.read_control(self._projected(state.tensors["memory"])))
 
     def reconstruction_loss(self, state: MemoryState, contexts: Tokens) -> Tensor:
         """The WRITE loss at M_K; with a WRITE head of its own it is what was descended, not what the LM would say."""
@@ -101,8 +187,18 @@ class GradMem(MemoryMethod):
     def footprint(
         cls, parameters: GradMemParameters, backbone: Backbone, context_tokens: int, context_bytes: int
     ) -> Footprint:
-        return vectors_footprint(parameters.memory_vectors, backbone, parameters.memory_vectors + context_tokens)
+        positions = parameters.memory_vectors + parameters.write_control + context_tokens
+        return vectors_footprint(parameters.memory_vectors, backbone, positions, parameters.read_control)
 
     @classmethod
     def fit(cls, parameters: GradMemParameters, budget: Budget, backbone: Backbone) -> GradMemParameters:
-        return fit_vectors(parameters, budget, backbone)
+        return fit_vectors(parameters, budget, backbone, parameters.read_control)
+
+
+def _checkpoint_gradients(backbone: Backbone) -> None:
+    model = backbone.model
+    if not model.supports_gradient_checkpointing:
+        raise UserError(f"{type(model).__name__} has no gradient_checkpointing; set it to false.")
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    # A layer is run again in a backward pass, where what `Descent` said of attention kernels no longer holds.
+    model.set_attn_implementation(BLOCKWISE)

@@ -3,6 +3,7 @@
 from typing import TypeVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from gradmem_bench.backbone import Backbone, Prefix
@@ -13,6 +14,36 @@ from gradmem_bench.methods.base import Footprint
 _ITEMSIZE = torch.float32.itemsize
 
 Parameters = TypeVar("Parameters", bound=StrictModel)
+
+
+class VectorParameters(StrictModel):
+    """What every memory of m learned vectors can be set to."""
+
+    memory_vectors: int = Field(default=8, ge=1)
+    """m, the number of memory vectors. GradMem's paper: 8 for key-value retrieval and bAbI, 32 for short SQuAD and
+    language modelling, 1 or 2 for text reconstruction."""
+    memory_std: float | None = Field(default=None, gt=0)
+    """Standard deviation of all learned vectors before training; `None` is that of the backbone's embeddings. Its code:
+    0.02."""
+    write_control_before: int = Field(default=0, ge=0)
+    """Learned control tokens that stand before the memory in WRITE. Its experiments have none of any kind; its code
+    takes one number for all four."""
+    write_control_after: int = Field(default=0, ge=0)
+    """Learned control tokens between memory and context in WRITE."""
+    read_control_before: int = Field(default=0, ge=0)
+    """Learned control tokens before the memory at READ: positions of every query, but no bytes of any state."""
+    read_control_after: int = Field(default=0, ge=0)
+    """Learned control tokens between memory and query at READ: positions too, and no bytes."""
+
+    @property
+    def write_control(self) -> int:
+        """Control tokens of WRITE, before and after."""
+        return self.write_control_before + self.write_control_after
+
+    @property
+    def read_control(self) -> int:
+        """Control tokens of READ, before and after."""
+        return self.read_control_before + self.read_control_after
 
 
 class MemoryVectors(nn.Module):
@@ -33,28 +64,53 @@ class MemoryVectors(nn.Module):
         return self.vectors.expand(batch, -1, -1)
 
 
+class ControlTokens(nn.Module):
+    """Learned vectors around the memory, by which a model can tell WRITE from READ.
+
+    Args:
+        before, after: how many stand on either side; none is a module without parameters.
+    """
+
+    def __init__(self, before: int, after: int, backbone: Backbone, std: float | None) -> None:
+        super().__init__()
+        self.before = MemoryVectors(before, backbone, std) if before else None
+        self.after = MemoryVectors(after, backbone, std) if after else None
+
+    def opened(self, memory: Tensor) -> Tensor:
+        """Memory (B, m, d) behind the tokens before it, (B, before + m, d)."""
+        return memory if self.before is None else torch.cat([self.before(len(memory)), memory], dim=1)
+
+    def forward(self, memory: Tensor) -> Tensor:
+        """Memory (B, m, d) between its control tokens, (B, before + m + after, d)."""
+        opened = self.opened(memory)
+        return opened if self.after is None else torch.cat([opened, self.after(len(memory))], dim=1)
+
+
 def vectors_prefix(memory: Tensor) -> Prefix:
     """Memory (B, m, d) as what stands before the query."""
     return Prefix(torch.ones(memory.shape[:2], dtype=torch.bool, device=memory.device), embeddings=memory)
 
 
-def vectors_footprint(count: int, backbone: Backbone, write_positions: int) -> Footprint:
-    """m vectors in float32, each one position at READ."""
-    return Footprint(count * backbone.width * _ITEMSIZE, count, write_positions)
+def vectors_footprint(count: int, backbone: Backbone, write_positions: int, read_control: int = 0) -> Footprint:
+    """m vectors in float32, each one position at READ; control tokens are positions too, and no part of a state."""
+    return Footprint(count * backbone.width * _ITEMSIZE, count + read_control, write_positions)
 
 
-def fit_vectors(parameters: Parameters, budget: Budget, backbone: Backbone) -> Parameters:
+def fit_vectors(parameters: Parameters, budget: Budget, backbone: Backbone, read_control: int = 0) -> Parameters:
     """`parameters` with the most `memory_vectors` within `budget`; as they are where it has no bound.
 
     Raises:
-        UserError: not one vector fits.
+        UserError: not one vector fits, beside the `read_control` positions that are taken already.
     """
-    bounds = [] if budget.positions is None else [budget.positions]
+    bounds = [] if budget.positions is None else [budget.positions - read_control]
     if budget.bytes is not None:
         bounds.append(budget.bytes // (backbone.width * _ITEMSIZE))
     if not bounds:
         return parameters
     if min(bounds) < 1:
         one = format_bytes(backbone.width * _ITEMSIZE)
-        raise UserError(f"A budget of {budget} holds no vector: one of width {backbone.width} in float32 is {one}.")
+        taken = f", and {read_control} positions are control tokens" if read_control else ""
+        raise UserError(
+            f"A budget of {budget} holds no vector: one of width {backbone.width} in float32 is {one}{taken}."
+        )
     return parameters.model_copy(update={"memory_vectors": min(bounds)})

@@ -26,9 +26,39 @@ BACKBONES = {
     "llama": BackboneConfig(name="llama-2x32", kv_heads=2, **_SHAPE),
     "llama-one-kv-head": BackboneConfig(name="llama-2x32", kv_heads=1, **_SHAPE),
 }
+CONTROL = {"write_control_before": 1, "write_control_after": 2, "read_control_before": 2, "read_control_after": 1}
 METHODS: dict[str, tuple[type[MemoryMethod], dict]] = {
     "gradmem": (GradMem, {"memory_vectors": 3, "inner_steps": 2, "inner_learning_rate": 0.3, "memory_std": 0.2}),
     "rmt": (RMT, {"memory_vectors": 3, "passes": 2, "memory_std": 0.2}),
+    # The same with as many of their settings as go together.
+    "gradmem-knobs": (
+        GradMem,
+        {
+            "memory_vectors": 3,
+            "memory_std": 0.2,
+            "inner_steps": 2,
+            "evaluation_inner_steps": 3,
+            "inner_learning_rate": 0.3,
+            "learned_inner_learning_rate": "per_step",
+            "inner_clip_norm": 0.1,
+            "second_order_steps": 1,
+            "projection": "per_sample",
+            **CONTROL,
+        },
+    ),
+    "rmt-knobs": (
+        RMT,
+        {
+            "memory_vectors": 3,
+            "memory_std": 0.2,
+            "passes": 2,
+            "projection": "read_write",
+            "residual": True,
+            "write_head": True,
+            "reconstruction_weight": 0.5,
+            **CONTROL,
+        },
+    ),
     "full_kv": (FullKV, {}),
     "truncated_text": (TruncatedText, {}),
     "no_memory": (NoMemory, {}),

@@ -1,0 +1,46 @@
+import pytest
+import torch
+from methods.matrix import CONTROL, backbone, build
+
+from gradmem_bench.config import Budget
+from gradmem_bench.errors import UserError
+from gradmem_bench.methods.vectors import ControlTokens, MemoryVectors
+
+
+def test_control_tokens_stand_around_the_memory_of_every_context():
+    torch.manual_seed(0)
+    control = ControlTokens(1, 2, backbone("llama"), None)
+    memory = torch.randn(2, 3, 32)
+    around = control(memory)
+    assert around.shape == (2, 6, 32)
+    for row in range(2):
+        torch.testing.assert_close(around[row], torch.cat([control.before.vectors, memory[row], control.after.vectors]))
+    torch.testing.assert_close(control.opened(memory), around[:, :4])
+    assert ControlTokens(0, 0, backbone("llama"), None)(memory) is memory
+
+
+def test_without_control_tokens_nothing_is_drawn_and_nothing_learned():
+    drawn = []
+    for sides in ((0, 0), (0, 1)):
+        torch.manual_seed(0)
+        control = ControlTokens(*sides, backbone("llama"), None)
+        drawn.append(MemoryVectors(3, backbone("llama"), None).vectors)
+        assert sum(parameter.numel() for parameter in control.parameters()) == 32 * sum(sides)
+    torch.manual_seed(0)
+    assert torch.equal(drawn[0], MemoryVectors(3, backbone("llama"), None).vectors)
+    assert not torch.equal(drawn[0], drawn[1])
+
+
+@pytest.mark.parametrize("name", ["gradmem", "rmt"])
+def test_control_tokens_of_read_take_of_a_budget_s_positions_and_not_of_its_bytes(name):
+    method = build(name, backbone("llama"), **CONTROL)
+    for budget, vectors in (
+        # Three control tokens stand before and behind the memory at READ; a vector of width 32 is 128 bytes.
+        (Budget(positions=8), 5),
+        (Budget(positions=4), 1),
+        (Budget(bytes=1024), 8),
+        (Budget(bytes=1024, positions=8), 5),
+    ):
+        assert method.fit(method.settings, budget, backbone("llama")).memory_vectors == vectors
+    with pytest.raises(UserError, match="3 positions holds no vector.*128 B, and 3 positions are control tokens"):
+        method.fit(method.settings, Budget(positions=3), backbone("llama"))
