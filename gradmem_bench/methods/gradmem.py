@@ -16,6 +16,7 @@ from gradmem_bench.config import Budget
 from gradmem_bench.descent import Descent, Engine, Optimizer, Order
 from gradmem_bench.errors import UserError
 from gradmem_bench.methods.base import Footprint, MemoryMethod
+from gradmem_bench.methods.lora import with_adapters
 from gradmem_bench.methods.projection import linear_map, projected_by_own, with_fast_weights
 from gradmem_bench.methods.vectors import (
     ControlTokens,
@@ -54,8 +55,8 @@ class GradMemParameters(VectorParameters):
     """Bound on the norm of one context's inner gradient, over all that descends. Paper: none."""
     order: Order = "second"
     """`second` back-propagates through the inner steps in full, `first` takes their gradients as constants, and `none`
-    does not train what WRITE depends on but through READ. Under `first`, WRITE's own head and control tokens learn
-    from the reconstruction loss alone. Paper: second, and first in an ablation."""
+    does not train what WRITE depends on but through READ. Under `first`, WRITE's own head, adapters and control tokens
+    learn from the reconstruction loss alone. Paper: second, and first in an ablation."""
     second_order_steps: int | None = Field(default=None, ge=1)
     """J: the last J steps in second order and those before them in first; `None` is all. Paper: all."""
     engine: Engine = "auto"
@@ -68,6 +69,11 @@ class GradMemParameters(VectorParameters):
     write_head: bool = True
     """Whether WRITE predicts the context with its own head, a copy of the backbone's at the start. Paper: yes, but in
     text reconstruction and language modelling."""
+    write_lora_rank: int | None = Field(default=None, ge=1)
+    """Rank of LoRA adapters on the backbone's linear layers, in WRITE only; `None` is no adapters. Needs
+    gradmem-bench[lora]. Paper: 8 in text reconstruction, else none."""
+    write_lora_alpha: float = Field(default=16, gt=0)
+    """The adapters' scale times their rank. Paper: 16."""
     freeze_backbone: bool = False
     """Whether the backbone's weights stay as they are, in WRITE and at READ. Paper: yes in text reconstruction."""
     reconstruction_weight: float = Field(default=0.0, ge=0)
@@ -119,8 +125,17 @@ class GradMem(MemoryMethod):
         """Logarithm of α over its start."""
         if parameters.freeze_backbone:
             backbone.requires_grad_(False)
+        self.adapted: Backbone | None = None
+        if parameters.write_lora_rank is not None:
+            self.adapted = with_adapters(backbone, parameters.write_lora_rank, parameters.write_lora_alpha)
         if parameters.gradient_checkpointing:
-            _checkpoint_gradients(backbone)
+            for one in (backbone, self.writer):
+                _checkpoint_gradients(one)
+
+    @property
+    def writer(self) -> Backbone:
+        """What WRITE runs: the backbone, with its adapters where there are any."""
+        return self.backbone if self.adapted is None else self.adapted
 
     def learning_rates(self, steps: int) -> float | Tensor:
         """α of so many steps, as `Descent` takes it."""
@@ -141,7 +156,7 @@ class GradMem(MemoryMethod):
     def write_loss(self, vectors: Tensor, contexts: Tokens) -> Tensor:
         """(B,): the inner loss of vectors (B, m, d)."""
         prefix = vectors_prefix(self.write_control(self._projected(vectors)))
-        return self.backbone.text_loss(prefix, contexts, self.write_head)
+        return self.writer.text_loss(prefix, contexts, self.write_head)
 
     def write(self, contexts: Tokens) -> MemoryState:
         settings = self.settings
@@ -162,7 +177,7 @@ class GradMem(MemoryMethod):
         large = order == "second" and scores > _LARGE
 
         def loss(memory: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-            with blockwise(self.backbone.model) if large else nullcontext():
+            with blockwise(self.writer.model) if large else nullcontext():
                 return self.write_loss(self._vectors(memory), Tokens(ids, mask))
 
         start = self.memory(len(contexts))

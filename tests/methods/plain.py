@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 def plain_loss(method, vectors: torch.Tensor, context: list[int]) -> torch.Tensor:
     """The WRITE loss of vectors (m, d) that stand in the backbone, with transformers' own forward on no padding."""
-    model, control = method.backbone.model, method.write_control
+    model, control = method.writer.model, method.write_control
     ids = torch.tensor(context)
     sides = [vectors[:0] if side is None else side.vectors for side in (control.before, control.after)]
     sequence = torch.cat([sides[0], vectors, sides[1], model.get_input_embeddings()(ids)])[None]
