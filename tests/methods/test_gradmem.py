@@ -313,7 +313,7 @@ def test_a_frozen_backbone_is_not_trained_and_the_rest_is():
 @pytest.mark.parametrize("engine", ["unrolled", "recompute"])
 @pytest.mark.parametrize("family", ["gpt2", "neox", "llama"])
 def test_gradient_checkpointing_keeps_less_and_gives_the_same_gradients(family, engine):
-    gradients, kept = [], []
+    gradients, kept, answers = [], [], []
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         kept[-1] += tensor.nbytes
@@ -329,7 +329,12 @@ def test_gradient_checkpointing_keeps_less_and_gives_the_same_gradients(family, 
             loss = method.loss(batch_of(method)).total
         loss.backward()
         gradients.append({name: parameter.grad for name, parameter in method.named_parameters()})
+        batch = batch_of(method)
+        with torch.no_grad():
+            prefix = method.read(method.eval().write(batch.contexts)).select(batch.context_of)
+        answers.append(method.backbone.generate(prefix, batch.queries, 5))
     assert kept[1] < 0.6 * kept[0]
+    assert answers[0] == answers[1] and len(answers[0][0]) == 5
     for name, expected in gradients[0].items():
         scale = float(expected.abs().max())
         torch.testing.assert_close(gradients[1][name], expected, rtol=1e-3, atol=1e-4 * scale + 1e-6)
