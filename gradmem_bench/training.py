@@ -71,6 +71,13 @@ class Progress:
     """One row a validation: step, stage, loss, score, learning rate, seconds."""
 
 
+class _Whole(nullcontext):
+    """What a FLOP counter asks for the modules it is in: only the total is wanted, and the hooks by which it would know
+    them fail in a layer that is run again inside a gradient (gradient checkpointing)."""
+
+    parents = frozenset({"Global"})
+
+
 class Trainer:
     """Trains one method.
 
@@ -245,6 +252,8 @@ class Trainer:
         counted = progress.step % config.evaluate_every == 0
         total, size = 0.0, len(whole)
         counter = FlopCounterMode(display=False) if counted else None
+        if counter:
+            counter.mod_tracker = _Whole()
         pieces = -(-size // config.accumulation_steps)
         with counter or nullcontext():
             for start in range(0, size, pieces):

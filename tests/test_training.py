@@ -15,6 +15,7 @@ from gradmem_bench.evaluation import Evaluator
 from gradmem_bench.loading import load_backbone
 from gradmem_bench.methods.base import Loss
 from gradmem_bench.methods.full_kv import FullKV
+from gradmem_bench.methods.gradmem import GradMem, GradMemParameters
 from gradmem_bench.registry import recipe_folder
 from gradmem_bench.tasks.base import Document, Query
 from gradmem_bench.tasks.batching import encode_documents, training_batch
@@ -322,6 +323,20 @@ def test_tokens_queries_and_flops_are_counted(tmp_path):
     queries = 160 * 6 * (6 * layer + 12 * 17 * 32)
     head = 160 * 2 * 6 * 16 * 32
     assert progress.flops == contexts + queries + head
+
+
+def test_layers_that_are_run_again_are_trained_alike_and_their_flops_counted(tmp_path):
+    found = []
+    for checkpointing in (False, True):
+        backbone = new_method().backbone
+        settings = GradMemParameters(inner_steps=2, order="first", gradient_checkpointing=checkpointing)
+        torch.manual_seed(0)
+        method = GradMem(backbone, settings)
+        progress = trainer(tmp_path / str(checkpointing), method, [stage(method, kv_task())], steps=5).run()
+        found.append((progress.flops, checkpoints.trained_tensors(method)))
+    assert 1.2 * found[0][0] < found[1][0] < 1.5 * found[0][0]
+    for name, tensor in found[0][1].items():
+        torch.testing.assert_close(found[1][1][name], tensor, rtol=1e-3, atol=1e-4)
 
 
 def test_the_log_holds_the_training_curve(tmp_path):
