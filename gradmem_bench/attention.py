@@ -46,6 +46,10 @@ def attention(
     Returns:
         (B, H, S, e).
     """
+    if torch.is_autocast_enabled(query.device.type):
+        # What autocast does to the operands of other attention; rotary positions leave queries and keys in float32.
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         # Autograd sums the groups' gradients, in both orders.

@@ -79,3 +79,19 @@ def test_a_model_s_double_backward_is_that_of_eager_attention(name):
     expected = meta_gradient()
     on.model.set_attn_implementation(own)
     torch.testing.assert_close(ours, expected, rtol=2e-4, atol=2e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_model_s_double_backward_under_autocast_is_the_same_up_to_rounding(name):
+    on = backbone(name)
+    text = Tokens.from_lists(ids_of(on, 9, 5))
+    start = 0.3 * torch.randn(2, 3, on.width, generator=torch.Generator().manual_seed(0))
+    seen = torch.ones(2, 3, dtype=torch.bool)
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        memory = start.clone().requires_grad_()
+        with blockwise(on.model), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            (slope,) = torch.autograd.grad(on.text_loss(Prefix(seen, memory), text).sum(), memory, create_graph=True)
+        found.append(torch.autograd.grad(slope.square().sum(), memory)[0])
+    assert (found[1] - found[0]).norm() < 0.2 * found[0].norm()
+    assert not torch.equal(*found)
