@@ -54,6 +54,13 @@ def attention(
     if groups > 1:
         # Autograd sums the groups' gradients, in both orders.
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    if torch.compiler.is_compiling():
+        # A trace would lose the second derivative of the functions below, without a word (seen in PyTorch 2.13).
+        scores = (query @ key.transpose(-1, -2) * scale).to(torch.promote_types(query.dtype, torch.float32))
+        if mask is not None:
+            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        chances = scores.softmax(dim=-1).to(query.dtype)
+        return (chances if dropout_mask is None else chances * dropout_mask) @ value
     return _Attention.apply(query, key, value, mask, scale, dropout_mask)
 
 

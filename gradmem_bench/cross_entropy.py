@@ -7,6 +7,7 @@ eleven tensors of tokens x vocabulary alive; here only a chunk of them exists at
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
@@ -30,6 +31,15 @@ def linear_cross_entropy(hidden: Tensor, head: nn.Linear, targets: Tensor) -> tu
         Nats (...), twice differentiable with respect to `hidden` and the head; and whether the target is the most
         probable token, (...), bool.
     """
+    if torch.compiler.is_compiling():
+        # A trace would lose the second derivative of the functions below, without a word (seen in PyTorch 2.13).
+        logits = head(hidden)
+        losses = F.cross_entropy(
+            logits.flatten(0, -2).to(torch.promote_types(logits.dtype, torch.float32)),
+            targets.flatten(),
+            reduction="none",
+        )
+        return losses.view(targets.shape), logits.argmax(dim=-1) == targets
     hidden, weight = hidden.reshape(-1, hidden.shape[-1]), head.weight
     if head.bias is not None:
         # A bias is the weight of an input that is always one.

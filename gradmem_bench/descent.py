@@ -4,15 +4,18 @@
 
 With a_K = dJ/dM_K the exact adjoint runs back over the steps: a_k = a_{k+1} - α (∂²L/∂M²) a_{k+1}, and each step adds
 -α (∂²L/∂θ∂M) a_{k+1} to dJ/dθ. Both are one backward pass through one step, so that nothing but M_0 ... M_K has to be
-kept between the forward and the backward pass. The engines differ in what they keep:
+kept between the forward and the backward pass. The engines differ in what they keep, and in who runs a step:
 
-    unrolled    every step's graph: the plain double backward, the reference that the other is tested against
+    unrolled    every step's graph: the plain double backward, the reference that the others are tested against
     recompute   M_0 ... M_K; each step is made again in the backward pass, and memory does not grow with K
+    compiled    like `unrolled` up to 2 steps and like `recompute` beyond, with the gradient of a step compiled
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -20,16 +23,20 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from gradmem_bench.compiled import compiled_slope
+
+_log = logging.getLogger(__name__)
+
 WriteLoss = Callable[..., Tensor]
 """(memory (B, m, d), *inputs each (B, ...)) -> each sample's loss (B,), a function of that sample's rows alone."""
 
 Order = Literal["second", "first", "none"]
-Engine = Literal["auto", "unrolled", "recompute"]
+Engine = Literal["auto", "unrolled", "recompute", "compiled"]
 Optimizer = Literal["sgd", "adam"]
 Moments = tuple[Tensor, ...]
 
 _UNROLLED_STEPS = 2
-"""Up to so many steps `auto` keeps every graph: making them again costs a third more time and saves little memory."""
+"""Up to so many steps every graph is kept: making them again costs a third more time and saves little memory."""
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8
 
 
@@ -42,9 +49,10 @@ class Descent:
             `none` records nothing: what evaluation does, and training without a meta-gradient.
         last: of `second`, only the last so many steps in second order and those before them in first; `None` is all.
         optimizer: `sgd`, or `adam` with its usual constants and fresh moments for each descent.
-        engine: see above; `auto` unrolls up to 2 steps.
-        micro_batch: samples that `recompute` works on at a time in the backward pass; `None` is all of them. Samples
-            are independent, so that the result is the same.
+        engine: see above. `auto` is `compiled` on a GPU, for all that is differentiated twice; on a CPU, where compiling
+            takes minutes, it unrolls up to 2 steps and recomputes beyond. What it chose is logged.
+        micro_batch: samples that are worked on at a time, by `recompute` in the backward pass and by what is compiled
+            everywhere; `None` is all of them. Samples are independent, so that the result is the same.
         clip_value: bound on each entry of a step's gradient, before anything else is made of it.
         clip_norm: bound on the Euclidean norm of one sample's whole gradient, after `clip_value`.
     """
@@ -76,27 +84,34 @@ class Descent:
             learning_rate: α, a number or a tensor that may be learned: () for all steps, (K,) one a step, or of two or
                 more dimensions that spread over (m, d). A step is a sample's own: it does not depend on the batch.
             inputs: what the loss is given beside the memory, each (B, ...); no gradient flows to them.
-            parameters: what else the loss depends on and is to receive a gradient. `recompute` gives one to these
-                alone; without any, `auto` unrolls.
+            parameters: what else the loss depends on and is to receive a gradient. Steps that are made again give one
+                to these alone; without any, `auto` and `compiled` keep every graph.
         """
         if self.order == "none":
             return self._without_graph(loss, start, steps, learning_rate, inputs, parameters)
         second = 0 if self.order == "first" else min(steps, steps if self.last is None else self.last)
         memory, moments = start, self._start(start)
         for index in range(steps - second):
-            slope = _slope(loss, memory, inputs, parameters)
+            slope = self._constant_slope(loss, memory, inputs, parameters)
             memory, moments = self._move(memory, slope, moments, _rate(learning_rate, index), index)
-        indices = range(steps - second, steps)
-        engine = self.engine
-        if engine == "auto":
-            engine = "recompute" if parameters and second > _UNROLLED_STEPS else "unrolled"
-        if second and engine == "recompute":
+        if second and self._made_again(second, start.device.type, bool(parameters)):
             rates = learning_rate if isinstance(learning_rate, Tensor) else start.new_tensor(learning_rate)
             leaves = [parameter for parameter in parameters if parameter.requires_grad]
+            indices = range(steps - second, steps)
             return _Recompute.apply(self, loss, indices, tuple(inputs), len(moments), memory, *moments, rates, *leaves)
-        for index in indices:
-            memory, moments = self._step(loss, memory, moments, inputs, _rate(learning_rate, index), index)
+        for index in range(steps - second, steps):
+            rate = _rate(learning_rate, index)
+            memory, moments = self._step(loss, memory, moments, inputs, parameters, rate, index)
         return memory
+
+    def _made_again(self, second: int, device: str, parameters: bool) -> bool:
+        again = self.engine == "recompute" or (self.engine != "unrolled" and parameters and second > _UNROLLED_STEPS)
+        if self.engine == "auto":
+            _tell(second, device, "made again in the backward pass" if again else "kept", self._compiles(device))
+        return again
+
+    def _compiles(self, device: str) -> bool:
+        return self.engine == "compiled" or (self.engine == "auto" and self.order == "second" and device == "cuda")
 
     def _start(self, memory: Tensor) -> Moments:
         return () if self.optimizer == "sgd" else (torch.zeros_like(memory), torch.zeros_like(memory))
@@ -129,16 +144,34 @@ class Descent:
         memory: Tensor,
         moments: Moments,
         inputs: Sequence[Tensor],
+        parameters: Sequence[Tensor],
         rate: float | Tensor,
         index: int,
     ) -> tuple[Tensor, Moments]:
         """One step with its graph."""
-        # Where nothing is recorded yet, a leaf of its own: the caller's tensor is left as it is.
-        point = memory if memory.requires_grad else memory.detach().requires_grad_()
-        # The fused attention kernels have no second derivative (pytorch#116350).
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-            (slope,) = torch.autograd.grad(loss(point, *inputs).sum(), point, create_graph=True)
+        slope = None
+        if self._compiles(memory.device.type):
+            slope = compiled_slope(loss, memory, inputs, parameters, self.micro_batch)
+        if slope is None:
+            # Where nothing is recorded yet, a leaf of its own: the caller's tensor is left as it is.
+            point = memory if memory.requires_grad else memory.detach().requires_grad_()
+            # The fused attention kernels have no second derivative (pytorch#116350).
+            with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+                (slope,) = torch.autograd.grad(loss(point, *inputs).sum(), point, create_graph=True)
         return self._move(memory, slope, moments, rate, index)
+
+    def _constant_slope(
+        self, loss: WriteLoss, memory: Tensor, inputs: Sequence[Tensor], parameters: Sequence[Tensor]
+    ) -> Tensor:
+        """dL/dM as a constant, by whichever attention kernel is fastest."""
+        if self._compiles(memory.device.type):
+            with torch.no_grad():
+                slope = compiled_slope(loss, memory.detach(), inputs, parameters, self.micro_batch)
+            if slope is not None:
+                return slope
+        with torch.enable_grad(), _frozen(parameters):
+            point = memory.detach().requires_grad_()
+            return torch.autograd.grad(loss(point, *inputs).sum(), point)[0]
 
     @torch.no_grad()
     def _without_graph(
@@ -152,16 +185,15 @@ class Descent:
     ) -> Tensor:
         moments = self._start(memory)
         for index in range(steps):
-            slope = _slope(loss, memory, inputs, parameters)
+            slope = self._constant_slope(loss, memory, inputs, parameters)
             memory, moments = self._move(memory, slope, moments, _rate(learning_rate, index), index)
         return memory.detach()
 
 
-def _slope(loss: WriteLoss, memory: Tensor, inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
-    """dL/dM as a constant, by whichever attention kernel is fastest."""
-    with torch.enable_grad(), _frozen(parameters):
-        point = memory.detach().requires_grad_()
-        return torch.autograd.grad(loss(point, *inputs).sum(), point)[0]
+@cache
+def _tell(second: int, device: str, graphs: str, compiled: bool) -> None:
+    plural = "s" if second > 1 else ""
+    _log.info(f"{second} step{plural} in second order on {device}: graphs {graphs}{', compiled' if compiled else ''}")
 
 
 @contextmanager
@@ -200,7 +232,7 @@ class _Recompute(Function):
         visited = []
         for index in indices:
             visited.append((memory, moments))
-            slope = _slope(loss, memory, inputs, parameters)
+            slope = descent._constant_slope(loss, memory, inputs, parameters)
             memory, moments = descent._move(memory, slope, moments, _rate(rates, index), index)
         ctx.descent, ctx.loss, ctx.indices, ctx.moment_count = descent, loss, indices, moment_count
         ctx.parameters, ctx.inputs = parameters, inputs
@@ -233,7 +265,7 @@ class _Recompute(Function):
                     inputs = [one[rows] for one in ctx.inputs]
                     index = ctx.indices[place]
                     memory, moments = descent._step(
-                        ctx.loss, points[0], tuple(points[1:]), inputs, _rate(leaf, index), index
+                        ctx.loss, points[0], tuple(points[1:]), inputs, ctx.parameters, _rate(leaf, index), index
                     )
                     wanted = [*points, leaf, *ctx.parameters]
                     found = torch.autograd.grad(
