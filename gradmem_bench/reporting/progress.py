@@ -1,5 +1,6 @@
 """What a person sees while a run is made: live bars on a terminal, one line a validation elsewhere."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,19 @@ class RunDisplay:
         return Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
 
     @contextmanager
+    def _logged(self) -> Iterator[None]:
+        """Shows what the library logs as notes: what it chose by itself."""
+        logger, handler = logging.getLogger("gradmem_bench"), _Notes(self)
+        before = logger.level
+        logger.setLevel(logging.INFO)
+        logger.addHandler(handler)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+            logger.setLevel(before)
+
+    @contextmanager
     def training(self, plan: "Plan") -> Iterator[Callable[["TrainingProgress", float, bool], None]]:
         """A bar over the optimiser steps; yields what the trainer reports to."""
         columns = (
@@ -49,7 +63,7 @@ class RunDisplay:
             TimeRemainingColumn(),
         )
         last = {"step": None, "seconds": 0.0, "rate": 0.0}
-        with self._bars(columns) as bars:
+        with self._bars(columns) as bars, self._logged():
             bar = bars.add_task("train", total=plan.training.steps, shown="")
 
             def report(progress: "TrainingProgress", loss: float, validated: bool) -> None:
@@ -98,3 +112,12 @@ class RunDisplay:
         verdict = told[swap.passed]
         self.note(f"exact match {result.value:.3f}{interval}, n = {result.n} · swap test {verdict}")
         self.note(f"[dim]{escape(str(folder))}[/]")
+
+
+class _Notes(logging.Handler):
+    def __init__(self, display: RunDisplay) -> None:
+        super().__init__()
+        self.display = display
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.display.note(record.getMessage())

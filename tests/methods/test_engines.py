@@ -8,7 +8,7 @@ import warnings
 
 import pytest
 import torch
-from methods.matrix import CONTROL, build, ids_of, key_value_task
+from methods.matrix import CONTROL, build, key_value_task
 from methods.test_gradmem import batch_of
 
 from gradmem_bench import compiled

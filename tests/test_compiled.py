@@ -1,0 +1,125 @@
+"""What the compiled gradient does where it cannot be had, and how a batch is taken in pieces."""
+
+import warnings
+
+import pytest
+import torch
+from torch.autograd import Function
+
+from gradmem_bench import compiled
+from gradmem_bench.compiled import compiled_slope
+from gradmem_bench.descent import Descent
+
+
+@pytest.fixture(autouse=True)
+def traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the code generator: what is traced and differentiated is the same, in a second."""
+    monkeypatch.setattr(compiled, "_on_cpu", torch.compile(compiled._slope, fullgraph=True, backend="aot_eager"))
+    torch._dynamo.reset()
+
+
+class Bent(torch.nn.Module):
+    """A loss with a weight and a second derivative that is not constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(3, 3, dtype=torch.float64))
+
+    def loss(self, memory: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+        return (torch.tanh(memory @ self.weight) * factors).sum(dim=(1, 2))
+
+    def undecided(self, memory: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+        # Python that depends on the value of a tensor cannot be traced.
+        return self.loss(memory, factors) if float(factors.sum()) > 1e9 else 2 * self.loss(memory, factors)
+
+    def opaque(self, memory: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+        return (_Tanh.apply(memory @ self.weight) * factors).sum(dim=(1, 2))
+
+
+class _Tanh(Function):
+    @staticmethod
+    def forward(x):
+        return torch.tanh(x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _TanhBackward.apply(gradient, *ctx.saved_tensors)
+
+
+class _TanhBackward(Function):
+    @staticmethod
+    def forward(gradient, output):
+        return gradient * (1 - output**2)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        gradient, output = ctx.saved_tensors
+        return cotangent * (1 - output**2), -2 * cotangent * gradient * output
+
+
+def draw(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, dtype=torch.float64)
+
+
+def by_hand(bent: Bent, memory: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    return (factors * (1 - torch.tanh(memory @ bent.weight) ** 2)) @ bent.weight.T
+
+
+@pytest.mark.parametrize("micro_batch", [None, 2, 5, 16])
+def test_the_gradient_and_its_derivative_are_those_worked_out_by_hand(micro_batch):
+    bent, memory, factors = Bent(), draw(7, 4, 3).requires_grad_(), draw(7, 4, 3)
+    found = compiled_slope(bent.loss, memory, (factors,), [bent.weight], micro_batch)
+    expected = by_hand(bent, memory, factors)
+    torch.testing.assert_close(found, expected)
+    cotangent = draw(7, 4, 3)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, [memory, bent.weight], cotangent),
+        torch.autograd.grad(expected, [memory, bent.weight], cotangent),
+    )
+
+
+def test_a_batch_of_any_size_is_run_in_few_shapes():
+    bent = Bent()
+    for batch in range(1, 14):
+        compiled_slope(bent.loss, draw(batch, 4, 3), (draw(batch, 4, 3),), [bent.weight], 4)
+    seen = compiled._verdicts[bent]
+    assert sorted(key[1][0] for key in seen) == [1, 2, 4]
+
+
+def test_where_no_gradient_is_recorded_none_comes_back():
+    bent, memory, factors = Bent(), draw(2, 4, 3), draw(2, 4, 3)
+    with torch.no_grad():
+        found = compiled_slope(bent.loss, memory, (factors,), [bent.weight], None)
+    assert not found.requires_grad
+    torch.testing.assert_close(found, by_hand(bent, memory, factors).detach())
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("undecided", "Unsupported|UserError|Dynamo"), ("opaque", "differs from that of the plain double backward")],
+)
+def test_what_cannot_be_compiled_rightly_is_run_plainly_after_one_warning(name, reason):
+    # `opaque` is right where it is run as it stands, and compiled it loses its second derivative without a word.
+    bent, start, factors = Bent(), draw(2, 4, 3).requires_grad_(), draw(2, 4, 3)
+    wanted = [start, bent.weight]
+
+    def gradients(engine: str) -> tuple[torch.Tensor, ...]:
+        descent = Descent(engine=engine)
+        memory = descent(getattr(bent, name), start, 3, 0.2, inputs=(factors,), parameters=[bent.weight])
+        return torch.autograd.grad(memory.sin().sum(), wanted)
+
+    with pytest.warns(UserWarning, match=f"WRITE is not compiled: .*({reason})") as caught:
+        found = gradients("compiled")
+    assert len([one for one in caught if "WRITE is not compiled" in str(one.message)]) == 1
+    torch.testing.assert_close(found, gradients("recompute"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        torch.testing.assert_close(gradients("compiled"), gradients("unrolled"))
