@@ -1,0 +1,202 @@
+"""Variants of one computation, each in a process of its own, that take turns: paired time ratios and peak memory.
+
+What else the machine does then hits all variants alike, and a variant's peak memory is its own.
+"""
+
+import argparse
+import ctypes
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+
+from gradmem_bench.results import code_version
+
+Row = dict[str, Any]
+STYLES = {"naive": ("0.0", "o", "-"), "unrolled": ("0.55", "s", ":"), "recompute": ("0.35", "^", "--")}
+STYLES |= {"plain": STYLES["recompute"], "compiled": ("tab:blue", "D", "-.")}
+"""Colour, marker and line of a variant, that differ in grey too."""
+
+
+def add_arguments(parser: argparse.ArgumentParser, variants: Sequence[str]) -> None:
+    """What every comparison can be told."""
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--output", type=Path, default=Path("leaderboards/performance"))
+    parser.add_argument("--variant", choices=variants, help=argparse.SUPPRESS)
+
+
+# ------------------------------------------------------------------------------------- one variant
+
+
+def serve(step: Callable[[], Row], device: str) -> None:
+    """Runs `step` for every line on standard input and answers with its figures, its seconds and its peak memory.
+
+    The first run warms up (compiles, checks). The peak is over the later ones, above what is held between steps.
+    """
+    held = None
+    for _ in sys.stdin:
+        started = _now(device)
+        figures = step()
+        seconds = _now(device) - started
+        peak = None if held is None else _peak(device) - held
+        print(json.dumps({**figures, "seconds": seconds, "bytes": peak}), flush=True)
+        if held is None:
+            held = _reset_peak(device)
+
+
+def _now(device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _peak(device: str) -> int:
+    return torch.cuda.max_memory_allocated() if device == "cuda" else _resident("VmHWM")
+
+
+def _reset_peak(device: str) -> int:
+    """Bytes that are held now; the peak is counted anew from here."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    # What the C library keeps of freed memory, compilation's too, would count as held.
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return _resident("VmRSS")
+
+
+def _resident(key: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+
+# ------------------------------------------------------------------------------------- side by side
+
+
+def take_turns(script: str, flags: Sequence[str], variants: Sequence[str], repeats: int) -> dict[str, list[Row]]:
+    """Each variant's answers: one to warm up, and `repeats` more in turns."""
+    command = [sys.executable, script, *flags]
+    workers = {
+        variant: subprocess.Popen(
+            [*command, "--variant", variant], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for variant in variants
+    }
+    answers: dict[str, list[Row]] = {variant: [] for variant in variants}
+    for _ in range(1 + repeats):
+        for variant, worker in workers.items():
+            worker.stdin.write("step\n")
+            worker.stdin.flush()
+            line = worker.stdout.readline()
+            if not line:
+                raise SystemExit(f"{variant} ended early: {' '.join(flags)}")
+            answers[variant].append(json.loads(line))
+    for worker in workers.values():
+        worker.stdin.close()
+        worker.wait()
+    return answers
+
+
+def row(found: Sequence[Row], reference: Sequence[Row] | None, **what: Any) -> Row:
+    """Medians of a variant's answers, and the median and range of its paired ratios to the reference's."""
+    figures = {
+        **what,
+        "seconds": statistics.median(one["seconds"] for one in found[1:]),
+        "bytes": max(one["bytes"] for one in found[1:]),
+        "time_ratio": None,
+        "memory_ratio": None,
+    }
+    if reference is not None:
+        ratios = [one["seconds"] / other["seconds"] for one, other in zip(found[1:], reference[1:], strict=True)]
+        figures |= {
+            "time_ratio": statistics.median(ratios),
+            "time_ratio_low": min(ratios),
+            "time_ratio_high": max(ratios),
+            "memory_ratio": figures["bytes"] / max(one["bytes"] for one in reference[1:]),
+        }
+    return figures
+
+
+def cells(figures: Row) -> list[str]:
+    """A row's figures for people: seconds, time ratio with its range, peak memory and its ratio."""
+    time_ratio, memory_ratio = figures["time_ratio"], figures["memory_ratio"]
+    spread = (
+        f"{time_ratio:.2f} [{figures['time_ratio_low']:.2f}, {figures['time_ratio_high']:.2f}]" if time_ratio else "-"
+    )
+    return [
+        f"{figures['seconds']:.3g}",
+        spread,
+        f"{figures['bytes'] / 2**30:.2f} GiB",
+        f"{memory_ratio:.2f}" if memory_ratio else "-",
+    ]
+
+
+def machine(device: str, threads: int) -> Row:
+    """What the figures were measured on."""
+    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
+    return {
+        "device": name,
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def publish(name: str, arguments: argparse.Namespace, rows: list[Row], figure: Figure | None, **what: Any) -> Path:
+    """Writes the record, and its picture beside it."""
+    record = {
+        "command": ["python", *sys.argv],
+        "code": code_version().model_dump(),
+        "machine": machine(arguments.device, arguments.threads),
+        "repeats": arguments.repeats,
+        **what,
+        "rows": rows,
+    }
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    path = arguments.output / f"{name}.json"
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    if figure is not None:
+        figure.savefig(path.with_suffix(".png"), dpi=150)
+        figure.savefig(path.with_suffix(".svg"))
+    return path
+
+
+def drawn(rows: list[Row], across: str, label: str, panels: str | None) -> Figure:
+    """Seconds and peak memory against `across`, one column of panels for each value of `panels`."""
+    columns = sorted({one[panels] for one in rows}) if panels else [None]
+    figure = Figure(figsize=(1.2 + 3.3 * len(columns), 5.6), layout="constrained")
+    axes = figure.subplots(2, len(columns), squeeze=False, sharex=True)
+    for column, value in enumerate(columns):
+        here = [one for one in rows if panels is None or one[panels] == value]
+        for variant in dict.fromkeys(one["variant"] for one in here):
+            colour, marker, line = STYLES[variant]
+            points = sorted(
+                (one[across], one["seconds"], one["bytes"] / 2**30) for one in here if one["variant"] == variant
+            )
+            where, seconds, memory = zip(*points, strict=True)
+            for axis, values in zip(axes[:, column], (seconds, memory), strict=True):
+                axis.plot(where, values, color=colour, marker=marker, linestyle=line, label=variant)
+        for axis, unit in zip(axes[:, column], ("seconds a step", "peak memory, GiB"), strict=True):
+            axis.set(xscale="log", yscale="log", ylabel=unit if column == 0 else None)
+            axis.set_xticks(sorted({one[across] for one in here}))
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.xaxis.set_minor_locator(NullLocator())
+            axis.grid(alpha=0.3)
+        axes[1, column].set_xlabel(label)
+        if panels:
+            axes[0, column].set_title(f"{panels} = {value}")
+    axes[0, 0].legend(frameon=False)
+    return figure
