@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 Slope = Callable[[Tensor, Sequence[Tensor]], Tensor]
 
@@ -47,6 +48,9 @@ def compiled_slope(
     Returns:
         (B, m, d), or `None` where the plain way has to be gone.
     """
+    if _get_current_dispatch_mode() is not None:
+        # What counts operations (FlopCounterMode) has to see them; the compiler would step aside in any case.
+        return None
     size = _power_of_two_at_most(micro_batch or len(memory))
     # The start of all samples is one tensor expanded; with other strides it would be compiled for itself.
     memory = memory.contiguous()

@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 from torch.autograd import Function
+from torch.utils.flop_counter import FlopCounterMode
 
 from gradmem_bench import compiled
 from gradmem_bench.compiled import compiled_slope
@@ -92,6 +93,17 @@ def test_a_batch_of_any_size_is_run_in_few_shapes():
         compiled_slope(bent.loss, draw(batch, 4, 3), (draw(batch, 4, 3),), [bent.weight], 4)
     seen = compiled._verdicts[bent]
     assert sorted(key[1][0] for key in seen) == [1, 2, 4]
+
+
+def test_operations_that_are_counted_are_run_one_by_one():
+    bent, memory, factors = Bent(), draw(2, 4, 3), draw(2, 4, 3)
+    descent = Descent("none", engine="compiled")
+    with FlopCounterMode(display=False) as counter:
+        descent(bent.loss, memory, 3, 0.2, inputs=(factors,), parameters=[bent.weight])
+    # Forward and backward of one product of 8 x 3 by 3 x 3, two operations an entry, three times.
+    assert counter.get_total_flops() == 3 * 2 * (2 * 8 * 3 * 3)
+    descent(bent.loss, memory, 3, 0.2, inputs=(factors,), parameters=[bent.weight])
+    assert all(compiled._verdicts[bent].values()) and compiled._verdicts[bent]
 
 
 def test_where_no_gradient_is_recorded_none_comes_back():
