@@ -9,8 +9,7 @@ from gradmem_bench.backbone import Backbone, Prefix
 from gradmem_bench.config import Budget, StrictModel, format_bytes
 from gradmem_bench.errors import UserError
 from gradmem_bench.methods.base import Footprint
-
-_ITEMSIZE = torch.float32.itemsize
+from gradmem_bench.quantization import vector_bytes
 
 Parameters = TypeVar("Parameters", bound=StrictModel)
 
@@ -39,8 +38,9 @@ def vectors_prefix(memory: Tensor) -> Prefix:
 
 
 def vectors_footprint(count: int, backbone: Backbone, write_positions: int) -> Footprint:
-    """m vectors in float32, each one position at READ."""
-    return Footprint(count * backbone.width * _ITEMSIZE, count, write_positions)
+    """m vectors of the backbone's width, each one position at READ."""
+    size = backbone.width
+    return Footprint(count * vector_bytes(size, "float32"), count, write_positions, vector_size=size)
 
 
 def fit_vectors(parameters: Parameters, budget: Budget, backbone: Backbone) -> Parameters:
@@ -50,11 +50,14 @@ def fit_vectors(parameters: Parameters, budget: Budget, backbone: Backbone) -> P
         UserError: not one vector fits.
     """
     bounds = [] if budget.positions is None else [budget.positions]
+    one = vector_bytes(backbone.width, budget.state_dtype)
     if budget.bytes is not None:
-        bounds.append(budget.bytes // (backbone.width * _ITEMSIZE))
+        bounds.append(budget.bytes // one)
     if not bounds:
         return parameters
     if min(bounds) < 1:
-        one = format_bytes(backbone.width * _ITEMSIZE)
-        raise UserError(f"A budget of {budget} holds no vector: one of width {backbone.width} in float32 is {one}.")
+        raise UserError(
+            f"A budget of {budget} holds no vector: one of width {backbone.width} in {budget.state_dtype} is "
+            f"{format_bytes(one)}."
+        )
     return parameters.model_copy(update={"memory_vectors": min(bounds)})
