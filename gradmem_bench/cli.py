@@ -269,19 +269,19 @@ def _plans(
     wanted = _tasks(tasks, include)
     import torch
 
-    from gradmem_bench.experiment import Options, resolve
+    from gradmem_bench.experiment import Known, Options, resolve
 
     if device == Device.cuda and not torch.cuda.is_available():
         raise UserError("--device cuda: this machine's torch sees no GPU; take --device cpu.")
     where = "cuda" if device != Device.cpu and torch.cuda.is_available() else "cpu"
-    names = tuple(one.name for one in found)
-    plans = {}
-    for task in wanted:
-        for budget in budgets:
-            for method in found:
-                plan = resolve(method, task, Options(budget=budget, methods=names, device=where, **options))
-                # Floor and ceiling are the same run at every budget.
-                plans.setdefault((plan.recipe.name, plan.task.name, plan.config_hash), plan)
+    names, known, plans = tuple(one.name for one in found), Known(), {}
+    every = list(product(wanted, budgets, found))
+    with _console(stderr=True).status("") as status:
+        for number, (task, budget, method) in enumerate(every, start=1):
+            status.update(f"planning {number} of {len(every)}")
+            plan = resolve(method, task, Options(budget=budget, methods=names, device=where, **options), known)
+            # Floor and ceiling are the same run at every budget.
+            plans.setdefault((plan.recipe.name, plan.task.name, plan.config_hash), plan)
     return list(plans.values())
 
 

@@ -1,6 +1,6 @@
 """One run: a method on a task, resolved before any weights are touched, then trained or loaded, scored and recorded."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,9 +127,32 @@ class Plan:
         return output / self.task.name / f"{self.recipe.name}-{self.config_hash[:8]}"
 
 
-def resolve(method: Entry, task: Entry, options: Options) -> Plan:
+class Known:
+    """What several plans have in common and is read but once: tasks with their documents, and backbones' shapes."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Any] = {}
+
+    def task(self, path: Path, settings: dict[str, Any]) -> Task:
+        return self._once([str(path), settings], lambda: load_task(path, settings))
+
+    def shape(self, config: BackboneConfig, task: Task) -> Backbone:
+        """On the meta device, where no seed makes a difference."""
+        key = [config.model_dump(), str(task.path), task.declaration.get(task.settings_key)]
+        return self._once(key, lambda: load_backbone(config, task.tokenizer(), "meta", 0))
+
+    def _once(self, key: list[Any], make: Callable[[], Any]) -> Any:
+        name = fingerprint(key)
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
+
+
+def resolve(method: Entry, task: Entry, options: Options, known: Known | None = None) -> Plan:
     """Checks everything that can be checked without weights.
 
+    Args:
+        known: what was read for the other plans of the same command.
     Raises:
         UserError: a name, key or value is wrong, no configuration fits the budget, or contexts do not fit the backbone.
     """
@@ -154,9 +177,10 @@ def resolve(method: Entry, task: Entry, options: Options) -> Plan:
         merge(merge(recipe.parameters, about.get("parameters", {})), given),
         f"method '{recipe.name}'",
     )
-    loaded_task = load_task(Path(task.target), sections["task"])
+    known = known or Known()
+    loaded_task = known.task(Path(task.target), sections["task"])
     backbone = _backbone_config(loaded_task, about, options, sections["backbone"])
-    shape = load_backbone(backbone, loaded_task.tokenizer(), "meta", options.seed)
+    shape = known.shape(backbone, loaded_task)
     budget, requested = method_class.asked_of(options.budget), parameters
     if budget != Budget():
         try:

@@ -6,24 +6,22 @@ fastest kernels, warmed up and synchronised with the device, over its rows. Peak
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gradmem_bench.backbone import Backbone
 from gradmem_bench.batch import Tokens
-from gradmem_bench.config import Budget, StateDtype, StrictModel
+from gradmem_bench.config import Budget, StateDtype
 from gradmem_bench.errors import UserError
 from gradmem_bench.evaluation import Evaluator
 from gradmem_bench.flops import flop_counter
 from gradmem_bench.methods.base import MemoryMethod
 from gradmem_bench.methods.full_kv import FullKV
-from gradmem_bench.methods.truncated_text import TruncatedText, TruncatedTextParameters
+from gradmem_bench.methods.truncated_text import TruncatedText
 from gradmem_bench.metrics import recalled_bits
 from gradmem_bench.results import (
     Alternative,
@@ -91,12 +89,13 @@ def measure(
     report(PHASES[1])
     own = _read(evaluator, sample, write)
 
-    def other(method: MemoryMethod, writes: bool) -> Alternative:
-        evaluates = Evaluator(
-            method, evaluator.task, evaluator.batch_size, Budget(state_dtype=dtype), evaluator.autocast
-        )
+    def other(method_class: type[MemoryMethod], writes: bool) -> Alternative:
         try:
-            return _alternative(own, _read(evaluates, sample, _write(evaluates, sample) if writes else None), backbone)
+            method = method_class(backbone, method_class.Parameters())
+            asked = Evaluator(
+                method, evaluator.task, evaluator.batch_size, Budget(state_dtype=dtype), evaluator.autocast
+            )
+            return _alternative(own, _read(asked, sample, _write(asked, sample) if writes else None), backbone)
         except UserError as error:
             # Text takes more positions than the memory that stands for it, and may not fit where that does.
             nothing = Quantity(value=None, reason=str(error))
@@ -110,10 +109,9 @@ def measure(
             )
 
     report(PHASES[2])
-    reread_text = other(TruncatedText(backbone, TruncatedTextParameters()), writes=False)
+    reread_text = other(TruncatedText, writes=False)
     report(PHASES[3])
-    keeps = isinstance(evaluator.method, FullKV)
-    keep_kv_cache = None if keeps else other(FullKV(backbone, StrictModel()), writes=True)
+    keep_kv_cache = None if isinstance(evaluator.method, FullKV) else other(FullKV, writes=True)
     lengths = sample.contexts.lengths.tolist()
     costs = Costs(
         write_seconds_per_context=write.seconds,
@@ -151,7 +149,7 @@ def measured_footprint(
 
 
 def _write(evaluator: Evaluator, sample: Sample) -> PhaseCosts:
-    return phase_costs(lambda: evaluator.write_state(sample.contexts), evaluator.method, len(sample.documents))
+    return phase_costs(lambda: evaluator.write_state(sample.contexts), evaluator.backbone.device, len(sample.documents))
 
 
 def _read(evaluator: Evaluator, sample: Sample, write: PhaseCosts | None) -> Phases:
@@ -161,13 +159,12 @@ def _read(evaluator: Evaluator, sample: Sample, write: PhaseCosts | None) -> Pha
     def read() -> None:
         evaluator.generate(evaluator.read_prefix(written.states), sample.queries, sample.answer_tokens)
 
-    read_costs = phase_costs(read, evaluator.method, len(sample.documents))
+    read_costs = phase_costs(read, evaluator.backbone.device, len(sample.documents))
     return Phases(write, read_costs, written.state_bytes, positions)
 
 
-def phase_costs(run: Callable[[], Any], method: MemoryMethod, rows: int) -> PhaseCosts:
-    """What `run` costs, which does one phase of `method` for `rows` contexts or queries together."""
-    device = method.backbone.device
+def phase_costs(run: Callable[[], Any], device: torch.device, rows: int) -> PhaseCosts:
+    """What `run` costs, which does one phase on `device` for `rows` contexts or queries together."""
 
     def seconds() -> float:
         _synchronize(device)
@@ -182,7 +179,7 @@ def phase_costs(run: Callable[[], Any], method: MemoryMethod, rows: int) -> Phas
         taken.append(seconds())
     low, median, high = statistics.quantiles(taken, n=4, method="inclusive")
     return PhaseCosts(
-        flops=_flops(run, method, rows),
+        flops=_flops(run, rows),
         seconds=median / rows,
         seconds_low=low / rows,
         seconds_high=high / rows,
@@ -197,27 +194,14 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _flops(run: Callable[[], Any], method: MemoryMethod, rows: int) -> Quantity:
+def _flops(run: Callable[[], Any], rows: int) -> Quantity:
     try:
-        with _frozen(method), sdpa_kernel(SDPBackend.MATH), flop_counter() as counter:
+        with sdpa_kernel(SDPBackend.MATH), flop_counter() as counter:
             run()
     except torch.OutOfMemoryError:
         reason = "attention as plain products, which can be counted, does not fit the device's memory"
         return Quantity(value=None, reason=reason)
     return Quantity(value=counter.get_total_flops() / rows)
-
-
-@contextmanager
-def _frozen(method: nn.Module) -> Iterator[None]:
-    """Without gradients for parameters: the counter stumbles over a view of one that is made where none is recorded."""
-    learned = [parameter for parameter in method.parameters() if parameter.requires_grad]
-    for parameter in learned:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in learned:
-            parameter.requires_grad_(True)
 
 
 def _peak_bytes(run: Callable[[], Any], device: torch.device) -> Quantity:

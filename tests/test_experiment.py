@@ -5,7 +5,7 @@ from commands import TASK, TINY, command
 
 from gradmem_bench.config import BackboneConfig, Budget
 from gradmem_bench.errors import UserError
-from gradmem_bench.experiment import Options, Plan, resolve
+from gradmem_bench.experiment import Known, Options, Plan, resolve
 from gradmem_bench.loading import load_backbone
 from gradmem_bench.registry import resolve as find
 
@@ -211,6 +211,23 @@ def test_a_run_has_a_folder_of_its_own_for_everything_that_its_result_depends_on
     folders = [other.folder(tmp_path) for other in others]
     assert len({same, *folders}) == len(others) + 1
     assert {folder.parent for folder in folders} == {tmp_path / "kv_retrieval"}
+
+
+def test_what_plans_have_in_common_is_read_once_and_makes_the_same_plans():
+    def planned(known, *settings, **options):
+        given = Options("llama-1x32", settings=(*SETTINGS, *settings), **options)
+        return resolve(find("method", "gradmem"), find("task", "kv_retrieval"), given, known)
+
+    known = Known()
+    first, second = planned(known), planned(known, budget=Budget(positions=3))
+    assert second.task is first.task and second.shape is first.shape
+    assert (first.config_hash, second.config_hash) == (
+        plan("gradmem").config_hash,
+        plan("gradmem", budget=Budget(positions=3)).config_hash,
+    )
+    for other in (planned(known, "task.alphabet=9"), planned(known, "backbone.init_std=0.3")):
+        assert other.shape is not first.shape
+        assert other.config_hash not in (first.config_hash, second.config_hash)
 
 
 @pytest.mark.parametrize("changed", ["train.jsonl", "test.jsonl"])
