@@ -1,7 +1,8 @@
 """What WRITE and READ cost, each phase apart, and from how many queries on writing once pays.
 
-FLOPs are counted with attention as plain products, which a counter sees. Seconds are those of a whole batch by the
-fastest kernels, warmed up and synchronised with the device, over its rows. Peak memory is taken in a pass of its own.
+FLOPs are those of a context of median length alone, counted with attention as plain products, which a counter sees.
+Seconds are those of a whole batch by the fastest kernels, warmed up and synchronised with the device, over its rows.
+Peak memory is taken in a pass of its own.
 """
 
 import statistics
@@ -39,7 +40,7 @@ from gradmem_bench.tasks.batching import EncodedDocument
 PHASES = ("WRITE", "READ", "the text", "a KV cache")
 """What `measure` reports as it begins with it."""
 _REPETITIONS, _FEWEST, _SECONDS = 10, 3, 5.0
-"""A phase is timed ten times, or as often as five seconds allow, and three times at least."""
+"""A phase is timed ten times, or as often as five seconds allow but three times at least; once if it takes longer."""
 
 
 @dataclass(frozen=True)
@@ -55,21 +56,38 @@ class Phases:
     """Of each context."""
 
 
+@dataclass(frozen=True)
 class Sample:
-    """The contexts and queries that costs are measured on: those of median length, and one query of each.
+    """Contexts and a query of each, of which costs are measured."""
 
-    Args:
-        documents: at least one.
-        batch_size: the most contexts to take.
-    """
+    documents: Sequence[EncodedDocument]
+    contexts: Tokens
+    queries: Tokens
+    answer_tokens: int
+    """The most tokens to generate."""
 
-    def __init__(self, documents: Sequence[EncodedDocument], batch_size: int, device: torch.device) -> None:
+    @classmethod
+    def of(cls, documents: Sequence[EncodedDocument], answer_tokens: int, device: torch.device) -> "Sample":
+        """The documents with the first query of each."""
+        return cls(
+            documents,
+            Tokens.from_lists([document.context for document in documents], device),
+            Tokens.from_lists([document.queries[0] for document in documents], device),
+            answer_tokens,
+        )
+
+    @classmethod
+    def median(cls, documents: Sequence[EncodedDocument], batch_size: int, device: torch.device) -> "Sample":
+        """At most `batch_size` of at least one document: those whose contexts are of median length."""
         ordered = sorted(documents, key=lambda document: len(document.context))
         first = max(0, (len(ordered) - batch_size) // 2)
-        self.documents = ordered[first : first + batch_size]
-        self.contexts = Tokens.from_lists([document.context for document in self.documents], device)
-        self.queries = Tokens.from_lists([document.queries[0] for document in self.documents], device)
-        self.answer_tokens = 1 + max(len(document.targets[0]) for document in self.documents)
+        chosen = ordered[first : first + batch_size]
+        return cls.of(chosen, 1 + max(len(document.targets[0]) for document in chosen), device)
+
+    def one(self) -> "Sample":
+        """The document in the middle alone."""
+        middle = len(self.documents) // 2
+        return Sample.of(self.documents[middle : middle + 1], self.answer_tokens, self.contexts.ids.device)
 
 
 def measure(
@@ -83,7 +101,7 @@ def measure(
         UserError: as the evaluator does, for a state over its budget.
     """
     backbone, dtype = evaluator.backbone, evaluator.budget.state_dtype
-    sample = Sample(documents, evaluator.batch_size, backbone.device)
+    sample = Sample.median(documents, evaluator.batch_size, backbone.device)
     report(PHASES[0])
     write = _write(evaluator, sample)
     report(PHASES[1])
@@ -149,43 +167,47 @@ def measured_footprint(
 
 
 def _write(evaluator: Evaluator, sample: Sample) -> PhaseCosts:
-    return phase_costs(lambda: evaluator.write_state(sample.contexts), evaluator.backbone.device, len(sample.documents))
+    return phase_costs(lambda part: evaluator.write_state(part.contexts), sample)
 
 
 def _read(evaluator: Evaluator, sample: Sample, write: PhaseCosts | None) -> Phases:
     written = evaluator.write(sample.documents, reconstruct=False)
     positions = evaluator.read_prefix(written.states).positions.tolist()
+    states = {document.document.id: state for document, state in zip(sample.documents, written.states, strict=True)}
 
-    def read() -> None:
-        evaluator.generate(evaluator.read_prefix(written.states), sample.queries, sample.answer_tokens)
+    def read(part: Sample) -> None:
+        held = [states[document.document.id] for document in part.documents]
+        evaluator.generate(evaluator.read_prefix(held), part.queries, part.answer_tokens)
 
-    read_costs = phase_costs(read, evaluator.backbone.device, len(sample.documents))
-    return Phases(write, read_costs, written.state_bytes, positions)
+    return Phases(write, phase_costs(read, sample), written.state_bytes, positions)
 
 
-def phase_costs(run: Callable[[], Any], device: torch.device, rows: int) -> PhaseCosts:
-    """What `run` costs, which does one phase on `device` for `rows` contexts or queries together."""
+def phase_costs(run: Callable[[Sample], Any], sample: Sample) -> PhaseCosts:
+    """What `run` costs, which does one phase for all contexts, or all queries, of a sample together."""
+    device, rows = sample.contexts.ids.device, len(sample.documents)
 
     def seconds() -> float:
         _synchronize(device)
         started = time.perf_counter()
-        run()
+        run(sample)
         _synchronize(device)
         return time.perf_counter() - started
 
-    seconds()
-    taken: list[float] = []
-    while len(taken) < _FEWEST or (len(taken) < _REPETITIONS and sum(taken) < _SECONDS):
-        taken.append(seconds())
-    low, median, high = statistics.quantiles(taken, n=4, method="inclusive")
+    taken = [seconds()]
+    # Nothing that takes so long is slower for being the first.
+    if taken[0] <= _SECONDS:
+        taken = [seconds() for _ in range(_FEWEST)]
+        while len(taken) < _REPETITIONS and sum(taken) < _SECONDS:
+            taken.append(seconds())
+    low, median, high = statistics.quantiles(taken * 2 if len(taken) == 1 else taken, n=4, method="inclusive")
     return PhaseCosts(
-        flops=_flops(run, rows),
+        flops=_flops(run, sample.one()),
         seconds=median / rows,
         seconds_low=low / rows,
         seconds_high=high / rows,
         repetitions=len(taken),
         batch_size=rows,
-        peak_bytes=_peak_bytes(run, device),
+        peak_bytes=_peak_bytes(lambda: run(sample), device),
     )
 
 
@@ -194,14 +216,14 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _flops(run: Callable[[], Any], rows: int) -> Quantity:
+def _flops(run: Callable[[Sample], Any], one: Sample) -> Quantity:
     try:
         with sdpa_kernel(SDPBackend.MATH), flop_counter() as counter:
-            run()
+            run(one)
     except torch.OutOfMemoryError:
         reason = "attention as plain products, which can be counted, does not fit the device's memory"
         return Quantity(value=None, reason=reason)
-    return Quantity(value=counter.get_total_flops() / rows)
+    return Quantity(value=counter.get_total_flops())
 
 
 def _peak_bytes(run: Callable[[], Any], device: torch.device) -> Quantity:

@@ -78,8 +78,9 @@ StateDtypes = Annotated[
     list[StoredAs] | None,
     typer.Option(
         "--state-dtype",
-        help="What the state's vectors are stored as; narrower ones are more in the same bytes. May be repeated. "
-        "[dim]\\[default: float32][/]",
+        metavar="DTYPE",
+        help="What a state's vectors are stored as: float32 (the default), bfloat16, int8, int4; more of the narrower "
+        "ones fit a budget. May be repeated.",
     ),
 ]
 Settings = Annotated[
@@ -95,7 +96,7 @@ Load = Annotated[
     Path | None,
     typer.Option(
         "--load",
-        help="A checkpoint, a run's folder, or a folder of METHOD.safetensors; nothing is trained without --train.",
+        help="A checkpoint, a run's folder, or a folder of METHOD.safetensors.",
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of new weights and of the order of the data.")]

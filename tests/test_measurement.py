@@ -123,9 +123,14 @@ def test_each_phase_is_timed_apart_and_after_a_warm_up():
 
 
 def test_a_phase_that_takes_long_is_timed_less_often(monkeypatch):
-    monkeypatch.setattr("gradmem_bench.measurement._SECONDS", 0.05)
-    costs, _, _ = measured(Slow(backbone("llama"), Slow.Parameters()))
-    assert costs.write.repetitions == 3
+    for seconds, repetitions in ((0.05, 3), (0.01, 1)):
+        monkeypatch.setattr("gradmem_bench.measurement._SECONDS", seconds)
+        method = Slow(backbone("llama"), Slow.Parameters())
+        costs, _, _ = measured(method)
+        assert costs.write.repetitions == repetitions
+        assert 0.01 <= costs.write.seconds_low <= costs.write.seconds <= costs.write.seconds_high
+        # The one for the count and the one for the states, and a warm-up where it makes a difference.
+        assert method.calls.count("write") == {3: 6, 1: 3}[repetitions]
 
 
 def test_without_a_gpu_there_is_no_peak_and_a_reason():
@@ -168,9 +173,11 @@ def test_the_sample_is_of_median_length():
         for place, document in enumerate(task.documents("test")[:7])
     ]
     encoded = encode_documents(documents[::-1], task, on)
-    lengths = [len(document.context) for document in Sample(encoded, 3, on.device).documents]
+    lengths = [len(document.context) for document in Sample.median(encoded, 3, on.device).documents]
     assert lengths == [13, 18, 23]
-    assert len(Sample(encoded, 50, on.device).documents) == 7
+    everything = Sample.median(encoded, 50, on.device)
+    assert len(everything.documents) == 7
+    assert [len(document.context) for document in everything.one().documents] == [18]
 
 
 # ----------------------------------------------------------------------------------- bytes, and what pays

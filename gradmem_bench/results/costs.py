@@ -49,8 +49,8 @@ class PhaseCosts(Part):
     """What one phase costs, measured apart from all others, for one row of its batch: a context or a query."""
 
     flops: Quantity
-    """Floating-point operations of the matrix products, two for each multiplication; attention counts masked positions
-    too, whatever kernel the phase is otherwise run with."""
+    """Floating-point operations of the matrix products for the context of median length, two for each multiplication;
+    attention counts masked positions too, whatever kernel the phase is otherwise run with."""
     seconds: float
     """Median wall-clock seconds."""
     seconds_low: float
@@ -58,7 +58,7 @@ class PhaseCosts(Part):
     seconds_high: float
     """Their upper quartile."""
     repetitions: int
-    """Times that the whole batch was timed, after a warm-up."""
+    """Times that the whole batch was timed, after a warm-up; 1 is a single run of more than five seconds, without."""
     batch_size: int
     """Rows that were worked on together."""
     peak_bytes: Quantity
