@@ -115,7 +115,9 @@ class _Attention(Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, output, normalizers, mask, dropout = ctx.saved_tensors
-        gradients = _AttentionBackward.apply(query, key, value, gradient, output, normalizers, mask, ctx.scale, dropout)
+        # Detached: else a double backward comes back here, to differentiate with respect to it by a gradient of zeros.
+        saved = output.detach(), normalizers, mask
+        gradients = _AttentionBackward.apply(query, key, value, gradient, *saved, ctx.scale, dropout)
         return *gradients, None, None, None
 
 

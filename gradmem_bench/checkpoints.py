@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,17 @@ def save(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
     temporary = path.with_name(path.name + ".tmp")
     header = {"schema_version": str(SCHEMA_VERSION), "about": json.dumps(about)}
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=header)
+    os.replace(temporary, path)
+
+
+def share(source: Path, path: Path) -> None:
+    """Puts the checkpoint `source` at `path` too: under a second name, or as a copy where the file system has none."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
     os.replace(temporary, path)
 
 

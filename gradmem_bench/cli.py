@@ -1,18 +1,40 @@
 """The command line. Nothing heavy is imported before a command needs it: `--help` and `list` answer at once."""
 
 import sys
-from enum import StrEnum
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gradmem_bench import __version__
 from gradmem_bench.config import Budget, parse_bytes
 from gradmem_bench.errors import UserError
+from gradmem_bench.options import (
+    BackboneName,
+    Budgets,
+    Device,
+    Dtype,
+    Format,
+    IncludePath,
+    Listed,
+    Load,
+    MaxPositions,
+    Methods,
+    ProfileFormat,
+    RunDevice,
+    RunDtype,
+    Seed,
+    Settings,
+    StateDtypes,
+    StoredAs,
+    Tasks,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from gradmem_bench.experiment import Plan
 
 app = typer.Typer(
     name="gradmem-bench",
@@ -23,83 +45,25 @@ app = typer.Typer(
     add_completion=False,
 )
 
-IncludePath = Annotated[
-    list[Path] | None,
-    typer.Option("--include-path", help="A folder of your own method and task YAML files. May be repeated."),
-]
-
-
-class Device(StrEnum):
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-class Dtype(StrEnum):
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-
-
-class Format(StrEnum):
-    table = "table"
-    markdown = "markdown"
-    csv = "csv"
-    json = "json"
-
-
-class Listed(StrEnum):
-    methods = "methods"
-    tasks = "tasks"
-    runs = "runs"
-
 
 @app.command()
 def run(
-    method: Annotated[list[str], typer.Option(help="A method's name, or the path of its YAML. May be repeated.")],
-    task: Annotated[
-        list[str],
-        typer.Option(
-            help="A task's name, a group of tasks, or the path of a YAML. May be repeated; every pair is run."
-        ),
-    ],
-    backbone: Annotated[
-        str | None,
-        typer.Option(
-            help="A hub id, a local folder, or a random model's shape such as llama-2x64 or gpt2-12x768. "
-            "The task names a default."
-        ),
-    ] = None,
-    budget: Annotated[
-        str | None, typer.Option(help="The most state bytes per context, for example 4KiB; methods are fitted to it.")
-    ] = None,
-    max_positions: Annotated[
-        int | None, typer.Option(min=1, help="The most positions that may stand before the query at READ.")
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="A parameter of every method (memory_vectors=4) or of one (rmt.passes=2), or a setting of the "
-            "training, the task or the backbone (training.steps=500, task.pairs=4, backbone.heads=2). May be repeated.",
-        ),
-    ] = None,
-    load: Annotated[
-        Path | None,
-        typer.Option(
-            help="A checkpoint, a run's folder, or a folder of METHOD.safetensors; nothing is trained without --train."
-        ),
-    ] = None,
+    method: Methods,
+    task: Tasks,
+    backbone: BackboneName = None,
+    budget: Budgets = None,
+    max_positions: MaxPositions = None,
+    state_dtype: StateDtypes = None,
+    settings: Settings = None,
+    load: Load = None,
     train: Annotated[
         bool | None,
         typer.Option("--train/--no-train", help="Whether to train; by default yes, unless --load is given."),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Evaluate so many contexts only.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of new weights and of the order of the data.")] = 0,
-    device: Annotated[Device, typer.Option(help="Where to run.")] = Device.auto,
-    dtype: Annotated[
-        Dtype, typer.Option(help="Precision of the computation; weights, memory and inner steps stay float32.")
-    ] = Dtype.float32,
+    seed: Seed = 0,
+    device: RunDevice = Device.auto,
+    dtype: RunDtype = Dtype.float32,
     output: Annotated[
         Path,
         typer.Option(help="Where runs are kept; one that was killed goes on when the same command is given again."),
@@ -112,39 +76,31 @@ def run(
 ) -> None:
     """Train (or load) methods, evaluate them, record the results and show the table.
 
-    [dim]gradmem-bench run --method gradmem --method rmt --task kv_retrieval --budget 4KiB[/]
+    [dim]gradmem-bench run --method gradmem --method rmt --task kv_retrieval --budget 1KiB --budget 4KiB[/]
     """
-    from gradmem_bench.registry import resolve as find
-
-    # Names first: torch takes seconds to import.
-    include = include_path or []
-    methods = [find("method", name, include) for name in dict.fromkeys(method)]
-    tasks = _tasks(task, include)
-    import torch
-
-    from gradmem_bench.experiment import Options, resolve
-
-    console = _console()
-    if device == Device.cuda and not torch.cuda.is_available():
-        raise UserError("--device cuda: this machine's torch sees no GPU; take --device cpu.")
-    options = Options(
+    plans = _plans(
+        method,
+        task,
+        _budgets(budget, max_positions, state_dtype),
+        include_path or [],
+        device,
         backbone=backbone,
-        budget=Budget(bytes=None if budget is None else parse_bytes(budget), positions=max_positions),
         settings=tuple(settings or ()),
-        methods=tuple(one.name for one in methods),
         load=load,
         train=load is None if train is None else train,
         limit=limit,
         seed=seed,
-        device="cuda" if device != Device.cpu and torch.cuda.is_available() else "cpu",
         dtype=dtype.value,
     )
-    plans = [resolve(one, other, options) for other in tasks for one in methods]
-    if dry_run:
-        from gradmem_bench.reporting.plans import describe
+    from gradmem_bench.reporting.plans import describe, overview
 
+    console = _console()
+    if dry_run:
         for plan in plans:
             console.print(describe(plan, output, in_full=len(plans) == 1))
+    if len(plans) > 1:
+        console.print(overview(plans, output))
+    if dry_run:
         return
 
     from gradmem_bench.reporting.comparison import comparison
@@ -160,6 +116,57 @@ def run(
     console.print()
     for table in comparison(records):
         console.print(to_rich(table, console.width))
+
+
+@app.command()
+def profile(
+    method: Methods,
+    task: Tasks,
+    backbone: BackboneName = None,
+    budget: Budgets = None,
+    max_positions: MaxPositions = None,
+    state_dtype: StateDtypes = None,
+    settings: Settings = None,
+    load: Load = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Contexts written, and queries answered, together.")] = 32,
+    seed: Seed = 0,
+    device: RunDevice = Device.auto,
+    dtype: RunDtype = Dtype.float32,
+    format: Annotated[ProfileFormat, typer.Option("--format", help="How it is written.")] = ProfileFormat.table,
+    include_path: IncludePath = None,
+) -> None:
+    """Measure what WRITE and READ cost, and from how many queries on they pay; trains nothing.
+
+    [dim]gradmem-bench profile --method gradmem --method rmt --task squad_removed --backbone gpt2[/]
+    """
+    plans = _plans(
+        method,
+        task,
+        _budgets(budget, max_positions, state_dtype),
+        include_path or [],
+        device,
+        backbone=backbone,
+        settings=tuple(settings or ()),
+        load=load,
+        train=False,
+        seed=seed,
+        dtype=dtype.value,
+    )
+    from gradmem_bench.reporting.profiles import to_json, to_rich
+    from gradmem_bench.reporting.progress import RunDisplay
+    from gradmem_bench.running import profile as measured
+
+    # What is measured goes to standard output, and how far it is to standard error.
+    display = RunDisplay(_console(stderr=True))
+    records = []
+    for number, plan in enumerate(plans, start=1):
+        display.begin(plan, number, len(plans))
+        records.append(measured(plan, batch_size, display))
+    if format == ProfileFormat.json:
+        sys.stdout.write(to_json(records))
+    else:
+        console = _console()
+        console.print(to_rich(records))
 
 
 @app.command()
@@ -238,6 +245,46 @@ def show(
     _console().print(resolved_yaml(name, include_path or []))
 
 
+def _budgets(
+    budget: list[str] | None, max_positions: list[int] | None, state_dtype: list[StoredAs] | None
+) -> list[Budget]:
+    """Every combination, each once, in the order given."""
+    sizes = [parse_bytes(text) for text in budget or []] or [None]
+    dtypes = [dtype.value for dtype in state_dtype or [StoredAs.float32]]
+    every = product(sizes, max_positions or [None], dtypes)
+    return list(dict.fromkeys(Budget(bytes=size, positions=count, state_dtype=dtype) for size, count, dtype in every))
+
+
+def _plans(
+    methods: list[str], tasks: list[str], budgets: list[Budget], include: list[Path], device: Device, **options: Any
+) -> list["Plan"]:
+    """Every method on every task at every budget, each different run once; `options` are those of experiment.Options.
+
+    Raises UserError for whatever is wrong with one of them, before anything is run.
+    """
+    from gradmem_bench.registry import resolve as find
+
+    # Names first: torch takes seconds to import.
+    found = [find("method", name, include) for name in dict.fromkeys(methods)]
+    wanted = _tasks(tasks, include)
+    import torch
+
+    from gradmem_bench.experiment import Known, Options, resolve
+
+    if device == Device.cuda and not torch.cuda.is_available():
+        raise UserError("--device cuda: this machine's torch sees no GPU; take --device cpu.")
+    where = "cuda" if device != Device.cpu and torch.cuda.is_available() else "cpu"
+    names, known, plans = tuple(one.name for one in found), Known(), {}
+    every = list(product(wanted, budgets, found))
+    with _console(stderr=True).status("") as status:
+        for number, (task, budget, method) in enumerate(every, start=1):
+            status.update(f"planning {number} of {len(every)}")
+            plan = resolve(method, task, Options(budget=budget, methods=names, device=where, **options), known)
+            # Floor and ceiling are the same run at every budget.
+            plans.setdefault((plan.recipe.name, plan.task.name, plan.config_hash), plan)
+    return list(plans.values())
+
+
 def _tasks(names: list[str], include: list[Path]) -> list:
     """The entries that task names and group names stand for, each once."""
     from gradmem_bench.registry import resolve as find
@@ -250,10 +297,10 @@ def _tasks(names: list[str], include: list[Path]) -> list:
     return list(found.values())
 
 
-def _console() -> "Console":
+def _console(stderr: bool = False) -> "Console":
     from rich.console import Console
 
-    return Console()
+    return Console(stderr=stderr)
 
 
 def _version(wanted: bool) -> None:

@@ -187,17 +187,24 @@ def format_bytes(size: float) -> str:
     raise AssertionError("unreachable")
 
 
+StateDtype = Literal["float32", "bfloat16", "int8", "int4"]
+"""How a state's floating-point tensors are stored (see gradmem_bench/state.py)."""
+
+
 class Budget(StrictModel):
-    """What one context's state may cost; `None` is no bound."""
+    """What one context's state may cost, `None` being no bound, and how it is stored to cost no more."""
 
     bytes: int | None = Field(default=None, ge=1)
     """State bytes per context, as serialised, without the file header."""
     positions: int | None = Field(default=None, ge=1)
     """Positions that may stand before the query at READ."""
+    state_dtype: StateDtype = "float32"
+    """Dtype in which the state's floating-point tensors are serialised, where it is narrower than their own."""
 
     def __str__(self) -> str:
         parts = [] if self.bytes is None else [format_bytes(self.bytes)]
-        parts += [] if self.positions is None else [f"{self.positions} positions"]
+        parts += [] if self.positions is None else [f"{self.positions} position{'s' * (self.positions > 1)}"]
+        parts += [] if self.state_dtype == "float32" else [self.state_dtype]
         return ", ".join(parts) or "none"
 
 

@@ -1,15 +1,13 @@
 """WRITE, bytes, READ: the one way in which a method is scored (design law 1)."""
 
-import statistics
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from gradmem_bench.backbone import Backbone
+from gradmem_bench.backbone import Backbone, Prefix
 from gradmem_bench.batch import Tokens
 from gradmem_bench.config import Budget, format_bytes
 from gradmem_bench.errors import UserError
@@ -19,19 +17,6 @@ from gradmem_bench.results import ExampleRow
 from gradmem_bench.state import MemoryState
 from gradmem_bench.tasks.base import Query, Task
 from gradmem_bench.tasks.batching import EncodedDocument
-
-
-@dataclass
-class Timings:
-    """Wall-clock of the phases, one number a batch, synchronised with the device."""
-
-    write_seconds_per_context: list[float] = field(default_factory=list)
-    read_seconds_per_query: list[float] = field(default_factory=list)
-
-    def medians(self) -> tuple[float, float]:
-        """WRITE per context, READ per query; the first batch warms caches up, and counts where it is the only one."""
-        write, read = self.write_seconds_per_context, self.read_seconds_per_query
-        return statistics.median(write[1:] or write), statistics.median(read[1:] or read)
 
 
 @dataclass(frozen=True)
@@ -51,7 +36,8 @@ class Evaluator:
         method: in evaluation mode from here on.
         task: for its metrics and where its answers end.
         batch_size: contexts in one WRITE, queries in one READ.
-        budget: states over it stop the evaluation, the table's floor and ceiling apart.
+        budget: how states are serialised, and what stops the evaluation where they are over it, the table's floor and
+            ceiling apart.
         autocast: entered around the method's own computation.
     """
 
@@ -67,14 +53,8 @@ class Evaluator:
         self.backbone: Backbone = method.backbone
         self.task = task
         self.batch_size = batch_size
-        self.budget = budget if budget is not None and method.role == "method" else Budget()
+        self.budget = method.asked_of(budget or Budget())
         self.autocast = autocast
-        self.timings = Timings()
-
-    def _now(self) -> float:
-        if self.backbone.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
 
     def batches(self, documents: Iterable[EncodedDocument]) -> Iterator[list[EncodedDocument]]:
         """The documents by length of context, so that little is padding."""
@@ -83,14 +63,16 @@ class Evaluator:
             yield ordered[first : first + self.batch_size]
 
     @torch.no_grad()
+    def write_state(self, contexts: Tokens) -> MemoryState:
+        """WRITE itself: B contexts in, B states out."""
+        with self.autocast():
+            return self.method.write(contexts)
+
     def write(self, documents: Sequence[EncodedDocument], reconstruct: bool = True) -> Written:
         """Contexts in, bytes out; the contexts go no further."""
         contexts = Tokens.from_lists([document.context for document in documents], self.backbone.device)
-        started = self._now()
-        with self.autocast():
-            state = self.method.write(contexts)
-        self.timings.write_seconds_per_context.append((self._now() - started) / len(documents))
-        sizes, states = state.nbytes(), state.to_bytes()
+        state, dtype = self.write_state(contexts), self.budget.state_dtype
+        sizes, states = state.nbytes(dtype), state.to_bytes(dtype)
         if self.budget.bytes is not None and max(sizes) > self.budget.bytes:
             raise UserError(
                 f"The method wrote a state of {format_bytes(max(sizes))}, "
@@ -98,9 +80,22 @@ class Evaluator:
             )
         losses = None
         if reconstruct:
-            with self.autocast():
+            with torch.no_grad(), self.autocast():
                 losses = self.method.reconstruction_loss(MemoryState.from_bytes(states, self.backbone.device), contexts)
         return Written(documents, states, sizes, [None] * len(documents) if losses is None else losses.tolist())
+
+    @torch.no_grad()
+    def read_prefix(self, states: Sequence[bytes]) -> Prefix:
+        """What stands before each query, from the bytes alone."""
+        with self.autocast():
+            prefix = self.method.read(MemoryState.from_bytes(states, self.backbone.device))
+        self._check_positions(int(prefix.positions.max()))
+        return prefix
+
+    def generate(self, prefix: Prefix, queries: Tokens, max_new_tokens: int) -> list[list[int]]:
+        """The ids that answer each query behind its prefix."""
+        with self.autocast():
+            return self.backbone.generate(prefix, queries, max_new_tokens)
 
     @torch.no_grad()
     def read(
@@ -115,13 +110,8 @@ class Evaluator:
         for first in range(0, len(queries), self.batch_size):
             rows = slice(first, first + self.batch_size)
             asked, wanted = Tokens.from_lists(queries[rows], device), Tokens.from_lists(targets[rows], device)
-            started = self._now()
-            with self.autocast():
-                prefix = self.method.read(MemoryState.from_bytes(states[rows], device))
-                self._check_positions(int(prefix.positions.max()))
-                answers = self.backbone.generate(prefix, asked, self.task.max_new_tokens) if generate else None
-            if generate:
-                self.timings.read_seconds_per_query.append((self._now() - started) / len(asked))
+            prefix = self.read_prefix(states[rows])
+            answers = self.generate(prefix, asked, self.task.max_new_tokens) if generate else None
             with self.autocast():
                 losses, right = self.backbone.token_losses(prefix, asked, wanted)
             lengths, positions = wanted.lengths.tolist(), prefix.positions.tolist()

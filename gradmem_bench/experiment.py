@@ -1,6 +1,6 @@
 """One run: a method on a task, resolved before any weights are touched, then trained or loaded, scored and recorded."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,11 @@ class Plan:
     context_tokens: tuple[float, int]
     """Mean and longest of a sample of the reported split's contexts."""
     footprint: Footprint
-    """Declared, for the longest of them."""
+    """Declared, for the longest of them, as stored."""
+    budget: Budget
+    """What of the budget is asked of this method: floor and ceiling have no bounds, and text no dtype."""
+    fitted: dict[str, Any]
+    """The parameters that were changed to fill the budget."""
     max_context_tokens: int
     parameter_count: int
     """Of backbone and method."""
@@ -95,12 +99,20 @@ class Plan:
             },
             "backbone": self.backbone.model_dump(mode="json"),
             "training": self.training and self.training.model_dump(mode="json"),
-            "budget": self.options.budget.model_dump(mode="json"),
+            "budget": self.budget.model_dump(mode="json"),
             "load": self.checkpoint and checkpoints.read_about(self.checkpoint)["hash"],
             "limit": self.options.limit,
             "seed": self.options.seed,
             "dtype": self.options.dtype,
         }
+
+    @property
+    def training_hash(self) -> str:
+        """Fingerprint of all that the trained weights depend on: runs that share it are trained once."""
+        configuration = self.configuration()
+        task = {key: value for key, value in configuration["task"].items() if key not in ("split", "hash")}
+        rest = {key: value for key, value in configuration.items() if key not in ("budget", "limit")}
+        return fingerprint(rest | {"task": task})
 
     def _data_hash(self, split: Split) -> str | None:
         source = self.task.source(split)
@@ -115,9 +127,32 @@ class Plan:
         return output / self.task.name / f"{self.recipe.name}-{self.config_hash[:8]}"
 
 
-def resolve(method: Entry, task: Entry, options: Options) -> Plan:
+class Known:
+    """What several plans have in common and is read but once: tasks with their documents, and backbones' shapes."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Any] = {}
+
+    def task(self, path: Path, settings: dict[str, Any]) -> Task:
+        return self._once([str(path), settings], lambda: load_task(path, settings))
+
+    def shape(self, config: BackboneConfig, task: Task) -> Backbone:
+        """On the meta device, where no seed makes a difference."""
+        key = [config.model_dump(), str(task.path), task.declaration.get(task.settings_key)]
+        return self._once(key, lambda: load_backbone(config, task.tokenizer(), "meta", 0))
+
+    def _once(self, key: list[Any], make: Callable[[], Any]) -> Any:
+        name = fingerprint(key)
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
+
+
+def resolve(method: Entry, task: Entry, options: Options, known: Known | None = None) -> Plan:
     """Checks everything that can be checked without weights.
 
+    Args:
+        known: what was read for the other plans of the same command.
     Raises:
         UserError: a name, key or value is wrong, no configuration fits the budget, or contexts do not fit the backbone.
     """
@@ -142,12 +177,14 @@ def resolve(method: Entry, task: Entry, options: Options) -> Plan:
         merge(merge(recipe.parameters, about.get("parameters", {})), given),
         f"method '{recipe.name}'",
     )
-    loaded_task = load_task(Path(task.target), sections["task"])
+    known = known or Known()
+    loaded_task = known.task(Path(task.target), sections["task"])
     backbone = _backbone_config(loaded_task, about, options, sections["backbone"])
-    shape = load_backbone(backbone, loaded_task.tokenizer(), "meta", options.seed)
-    if options.budget != Budget():
+    shape = known.shape(backbone, loaded_task)
+    budget, requested = method_class.asked_of(options.budget), parameters
+    if budget != Budget():
         try:
-            parameters = method_class.fit(parameters, options.budget, shape)
+            parameters = method_class.fit(requested, budget, shape)
         except UserError as error:
             raise UserError(f"{recipe.name} does not fit: {error}") from None
     training = None
@@ -176,6 +213,10 @@ def resolve(method: Entry, task: Entry, options: Options) -> Plan:
             f"{shape.max_positions} positions of {backbone.name}; take a backbone with more, or set "
             "truncate_contexts: true in the task's metadata."
         )
+    footprint = method_class.footprint(parameters, shape, min(longest, limit), size)
+    if footprint.vector_size == 0:
+        budget = budget.model_copy(update={"state_dtype": "float32"})
+    before = requested.model_dump()
     return Plan(
         recipe=recipe,
         method_class=method_class,
@@ -187,7 +228,9 @@ def resolve(method: Entry, task: Entry, options: Options) -> Plan:
         options=options,
         checkpoint=checkpoint,
         context_tokens=(mean, min(longest, limit)),
-        footprint=method_class.footprint(parameters, shape, min(longest, limit), size),
+        footprint=footprint.stored(budget.state_dtype),
+        budget=budget,
+        fitted={key: value for key, value in parameters.model_dump().items() if value != before[key]},
         max_context_tokens=limit,
         parameter_count=sum(parameter.numel() for parameter in skeleton.parameters()),
     )

@@ -3,6 +3,7 @@
 A version goes up whenever the same prediction could get another number; tables refuse to mix versions.
 """
 
+import math
 import re
 import string
 from collections import Counter
@@ -72,3 +73,17 @@ def _overlap(predicted: Counter[str], wanted: Counter[str]) -> float:
     if not predicted or not wanted:
         return float(predicted == wanted)
     return 2 * (predicted & wanted).total() / (predicted.total() + wanted.total())
+
+
+def recalled_bits(accuracy: float, value_bits: float) -> float:
+    """The least bits that are known of a value that is recalled with probability `accuracy`, by Fano's inequality.
+
+    Args:
+        value_bits: log2 of the number of choices, among which the value is uniform.
+    """
+    chance = 2.0**-value_bits
+    if accuracy <= chance:
+        return 0.0
+    wrong = 1 - accuracy
+    doubt = -sum(share * math.log2(share) for share in (accuracy, wrong) if share > 0)
+    return value_bits - doubt - wrong * (value_bits + math.log2(1 - chance))

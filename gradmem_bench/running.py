@@ -1,4 +1,4 @@
-"""Making a planned run: train or load, WRITE and READ every example, and leave a record behind."""
+"""Making a planned run: train or load, WRITE and READ every example, measure, and leave a record behind."""
 
 import sys
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ from gradmem_bench.errors import UserError
 from gradmem_bench.evaluation import Evaluator
 from gradmem_bench.experiment import Plan, curriculum_tasks, max_context_tokens
 from gradmem_bench.loading import load_backbone, weights_hash
+from gradmem_bench.measurement import capacity, measure, measured_footprint
 from gradmem_bench.methods.base import MemoryMethod
 from gradmem_bench.metrics import METRICS
 from gradmem_bench.reporting.progress import RunDisplay
@@ -24,10 +25,9 @@ from gradmem_bench.results import (
     Costs,
     ExampleLog,
     ExampleRow,
-    Measured,
-    MeasuredFootprint,
     MethodRecord,
     MetricResult,
+    ProfileRecord,
     RunRecord,
     SourceRecord,
     SwapTest,
@@ -46,6 +46,8 @@ from gradmem_bench.training import PROGRESS_FILE, Progress, Trainer, TrainingSta
 
 _SWAPPED_DOCUMENTS = 64
 _EVALUATION_BATCH = 32
+_PROFILED_DOCUMENTS = 200
+"""Among so many the costs of those of median length are measured."""
 
 
 def perform(plan: Plan, output: Path, display: RunDisplay) -> RunRecord:
@@ -58,38 +60,72 @@ def perform(plan: Plan, output: Path, display: RunDisplay) -> RunRecord:
     if (folder / "run.json").exists():
         display.note(f"done before, in {folder}")
         return read_record(folder / "run.json")
-    options = plan.options
-    accelerator = Accelerator(
-        cpu=options.device == "cpu",
-        mixed_precision="bf16" if options.dtype == "bfloat16" else "no",
-        log_with="tensorboard",
-        project_dir=folder,
-    )
-    torch.manual_seed(options.seed)
-    backbone = load_backbone(plan.backbone, plan.task.tokenizer(), str(accelerator.device), options.seed)
-    method = plan.method_class(backbone, plan.parameters).to(accelerator.device)
-    initial_checkpoint = None
-    if plan.checkpoint is not None:
-        tensors, about = checkpoints.load(plan.checkpoint, str(accelerator.device))
-        checkpoints.restore(method, tensors, plan.checkpoint)
-        start = "/".join(plan.checkpoint.parts[-2:])
-        initial_checkpoint = f"{start} (weights {about['hash']}, {about['training']['steps']} steps)"
+    accelerator, method, initial_checkpoint = _prepared(plan, folder)
+    backbone = method.backbone
     # Before hours of training: a context may be too long.
     documents = plan.task.documents(plan.split)
-    encoded = encode_documents(documents[: options.limit], plan.task, backbone, plan.max_context_tokens)
+    encoded = encode_documents(documents[: plan.options.limit], plan.task, backbone, plan.max_context_tokens)
     stages = _stages(plan, backbone) if plan.training is not None else []
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"The folder {folder} cannot be made: {error.strerror}; name another --output.") from None
     training = _trained(plan, method, stages, folder, accelerator, display, initial_checkpoint)
-    evaluator = Evaluator(method, plan.task, _EVALUATION_BATCH, options.budget, accelerator.autocast)
+    evaluator = Evaluator(method, plan.task, _EVALUATION_BATCH, plan.budget, accelerator.autocast)
     rows = _evaluated(evaluator, encoded, folder, plan.config_hash, display)
-    swap = swap_test(evaluator, encoded[:_SWAPPED_DOCUMENTS])
-    record = _record(plan, backbone, rows, swap, evaluator, training)
+    with display.working("swap test"):
+        swap = swap_test(evaluator, encoded[:_SWAPPED_DOCUMENTS])
+    with display.measuring() as report:
+        costs, _ = measure(evaluator, encoded, report)
+    record = _record(plan, backbone, rows, swap, costs, training)
     write_record(record, folder)
     display.finished(record, folder)
     return record
+
+
+def profile(plan: Plan, batch_size: int, display: RunDisplay) -> ProfileRecord:
+    """What the planned method costs on its task, at so many contexts or queries together; nothing is trained or kept.
+
+    Raises:
+        UserError: a state broke its budget, or a context is too long.
+    """
+    accelerator, method, _ = _prepared(plan, None)
+    sample = plan.task.documents(plan.split)[: min(_PROFILED_DOCUMENTS, plan.options.limit or _PROFILED_DOCUMENTS)]
+    encoded = encode_documents(sample, plan.task, method.backbone, plan.max_context_tokens)
+    evaluator = Evaluator(method, plan.task, batch_size, plan.budget, accelerator.autocast)
+    with display.measuring() as report:
+        costs, footprint = measure(evaluator, encoded, report)
+    return ProfileRecord(
+        command=["gradmem-bench", *sys.argv[1:]],
+        code=code_version(),
+        method=_method_record(plan),
+        task=plan.task.name,
+        backbone=_backbone_record(method.backbone),
+        budget=plan.budget if plan.budget != Budget() else None,
+        footprint=footprint,
+        costs=costs,
+        environment=environment(str(method.backbone.device), plan.options.dtype),
+    )
+
+
+def _prepared(plan: Plan, folder: Path | None) -> tuple[Accelerator, MemoryMethod, str | None]:
+    """The method with its weights, in its place; and what to say of the checkpoint they are from."""
+    options = plan.options
+    accelerator = Accelerator(
+        cpu=options.device == "cpu",
+        mixed_precision="bf16" if options.dtype == "bfloat16" else "no",
+        log_with="tensorboard" if folder else None,
+        project_dir=folder,
+    )
+    torch.manual_seed(options.seed)
+    backbone = load_backbone(plan.backbone, plan.task.tokenizer(), str(accelerator.device), options.seed)
+    method = plan.method_class(backbone, plan.parameters).to(accelerator.device)
+    if plan.checkpoint is None:
+        return accelerator, method, None
+    tensors, about = checkpoints.load(plan.checkpoint, str(accelerator.device))
+    checkpoints.restore(method, tensors, plan.checkpoint)
+    start = "/".join(plan.checkpoint.parts[-2:])
+    return accelerator, method, f"{start} (weights {about['hash']}, {about['training']['steps']} steps)"
 
 
 # -------------------------------------------------------------------------------------------- training
@@ -109,11 +145,15 @@ def _trained(
     if config is None:
         # What was loaded had been trained: its figures belong to the result (design law 4).
         return TrainingRecord(**checkpoints.read_about(plan.checkpoint)["training"]) if plan.checkpoint else None
-    if path.exists():
-        tensors, about = checkpoints.load(path, str(accelerator.device))
-        checkpoints.restore(method, tensors, path)
+    source = path if path.exists() else trained_alike(plan, folder.parent)
+    if source is not None:
+        tensors, about = checkpoints.load(source, str(accelerator.device))
+        checkpoints.restore(method, tensors, source)
         training = TrainingRecord(**about["training"])
-        display.note(f"trained before: {training.steps} steps")
+        where = "" if source == path else f", in {source.parent.name}"
+        display.note(f"trained before{where}: {training.steps} steps")
+        if source != path:
+            checkpoints.share(source, path)
     else:
         identity = {"config_hash": plan.config_hash}
         with display.training(plan) as report:
@@ -127,6 +167,19 @@ def _trained(
         save_method(plan, method, training, progress, path)
     (folder / PROGRESS_FILE).unlink(missing_ok=True)
     return training
+
+
+def trained_alike(plan: Plan, folder: Path) -> Path | None:
+    """The checkpoint of another run in `folder` whose training was this one's: they differ in the evaluation alone."""
+    for path in sorted(folder.glob(f"{plan.recipe.name}-*/{checkpoints.METHOD_FILE}")):
+        try:
+            about = checkpoints.read_about(path)
+        except UserError:
+            # Its own run says so.
+            continue
+        if about.get("training_hash") == plan.training_hash:
+            return path
+    return None
 
 
 def _training_record(
@@ -178,6 +231,7 @@ def save_method(plan: Plan, method: MemoryMethod, training: TrainingRecord, prog
         "task": plan.task.name,
         "seed": plan.options.seed,
         "hash": weights_hash(method),
+        "training_hash": plan.training_hash,
         "training": training.model_dump(mode="json"),
         "history": progress.history,
     }
@@ -201,9 +255,6 @@ def _evaluated(
         for batch in missing:
             log.append(evaluator.rows(batch))
             advance(len(batch))
-    if not missing:
-        # All rows are of a run that was killed before its record; its timings went with it.
-        evaluator.rows(list(encoded[:_EVALUATION_BATCH]))
     rows = log.rows
     log.finish()
     return [rows[query.id] for document in encoded for query in document.document.queries]
@@ -224,34 +275,50 @@ def metric_results(rows: Sequence[ExampleRow]) -> dict[str, MetricResult]:
     return results
 
 
+def _method_record(plan: Plan) -> MethodRecord:
+    return MethodRecord(
+        name=plan.recipe.name,
+        implementation=plan.recipe.implementation,
+        parameters=plan.parameters.model_dump(mode="json"),
+        role=plan.method_class.role,
+        citation=plan.recipe.citation,
+    )
+
+
+def _backbone_record(backbone: Backbone) -> BackboneRecord:
+    return BackboneRecord(
+        **backbone.identity,
+        family=backbone.config.model_type,
+        parameter_count=sum(parameter.numel() for parameter in backbone.model.parameters()),
+    )
+
+
 def _record(
     plan: Plan,
     backbone: Backbone,
     rows: Sequence[ExampleRow],
     swap: SwapTest,
-    evaluator: Evaluator,
+    costs: Costs,
     training: TrainingRecord | None,
 ) -> RunRecord:
     options, configuration = plan.options, plan.configuration()
     created = datetime.now(UTC)
     contexts = list({row.context_id: row for row in rows}.values())
-    positions = [row.read_positions for row in contexts]
-    state_bytes = [row.state_bytes for row in contexts]
-    tokens = [row.context_tokens for row in contexts]
-    write_seconds, read_seconds = evaluator.timings.medians()
+    footprint = measured_footprint(
+        [row.state_bytes for row in contexts],
+        [row.read_positions for row in contexts],
+        [row.context_tokens for row in contexts],
+        backbone,
+        plan.budget.state_dtype,
+    )
+    metrics = metric_results(rows)
     return RunRecord(
         run_id=f"{plan.task.name}-{plan.recipe.name}-{created:%Y%m%dT%H%M%S}-{plan.config_hash[:8]}",
         created=created.isoformat(timespec="seconds"),
         command=["gradmem-bench", *sys.argv[1:]],
         config_hash=plan.config_hash,
         code=code_version(),
-        method=MethodRecord(
-            name=plan.recipe.name,
-            implementation=plan.recipe.implementation,
-            parameters=plan.parameters.model_dump(mode="json"),
-            role=plan.method_class.role,
-            citation=plan.recipe.citation,
-        ),
+        method=_method_record(plan),
         task=TaskRecord(
             name=plan.task.name,
             version=configuration["task"]["version"],
@@ -264,26 +331,13 @@ def _record(
             queries=len(rows),
             truncated_contexts=sum(row.context_truncated for row in contexts),
         ),
-        backbone=BackboneRecord(
-            **backbone.identity,
-            family=backbone.config.model_type,
-            parameter_count=sum(parameter.numel() for parameter in backbone.model.parameters()),
-        ),
-        budget=options.budget if options.budget != Budget() and plan.method_class.role == "method" else None,
-        footprint=MeasuredFootprint(
-            state_bytes=Measured.of(state_bytes),
-            read_positions=Measured.of(positions),
-            read_kv_bytes=Measured.of([count * backbone.kv_bytes_per_position for count in positions]),
-            context_tokens=sum(tokens) / len(tokens),
-            bytes_per_context_token=sum(state_bytes) / sum(tokens),
-        ),
-        metrics=metric_results(rows),
+        backbone=_backbone_record(backbone),
+        budget=plan.budget if plan.budget != Budget() else None,
+        footprint=footprint,
+        metrics=metrics,
         swap_test=swap,
-        costs=Costs(
-            write_seconds_per_context=write_seconds,
-            read_seconds_per_query=read_seconds,
-            batch_size=evaluator.batch_size,
-        ),
+        costs=costs,
+        capacity=capacity(plan.task, metrics["exact_match"], footprint.state_bytes.mean),
         training=training,
-        environment=environment(str(evaluator.backbone.device), options.dtype),
+        environment=environment(str(backbone.device), options.dtype),
     )

@@ -2,9 +2,10 @@
 
 One context's state is a record of named tensors. In memory the states of B contexts travel together,
 padded to one shape; as bytes each stands alone, without its padding, so that `nbytes` is what storing
-or sending that one state would cost.
+or sending that one state would cost. Floating-point tensors may be stored narrower than they are; what is
+read back has its dtype again, and the precision that crossed.
 
-    bytes of one state:  4 bytes header length | JSON header (names, dtypes, shapes) | payload
+    bytes of one state:  4 bytes header length | JSON header (names, dtypes, shapes, encodings) | payload
 """
 
 import json
@@ -15,7 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from gradmem_bench.config import StateDtype
 from gradmem_bench.errors import UserError
+from gradmem_bench.quantization import decode, encode, encoded_bytes, encoding
 
 _DTYPES = {
     "float32": torch.float32,
@@ -73,20 +76,33 @@ class MemoryState:
         tensor = self.tensors[name][row]
         return tensor[: int(self.lengths[row])] if name in self.ragged else tensor
 
-    def nbytes(self) -> list[int]:
-        """State bytes per context: the payload as serialised, without the header (design law 2)."""
-        return [sum(self._one(name, row).nbytes for name in self.tensors) for row in range(len(self))]
+    def nbytes(self, dtype: StateDtype = "float32") -> list[int]:
+        """State bytes per context: the payload as `to_bytes` serialises it, without the header (design law 2)."""
+        return [sum(_size(self._one(name, row), dtype) for name in self.tensors) for row in range(len(self))]
 
-    def to_bytes(self) -> list[bytes]:
-        """One byte string per context."""
+    def to_bytes(self, dtype: StateDtype = "float32") -> list[bytes]:
+        """One byte string per context.
+
+        Args:
+            dtype: what floating-point tensors are stored as, if it is narrower than their own.
+        """
         names = sorted(self.tensors)
         rows = []
         for row in range(len(self)):
             parts = {name: self._one(name, row).detach().cpu().contiguous() for name in names}
-            header = {name: [_NAMES[part.dtype], list(part.shape), name in self.ragged] for name, part in parts.items()}
+            header, payload = {}, []
+            for name, part in parts.items():
+                stored = encoding(part, dtype)
+                header[name] = [
+                    _NAMES[part.dtype],
+                    list(part.shape),
+                    name in self.ragged,
+                    *([stored] if stored else []),
+                ]
+                data = encode(part, stored) if stored else part.reshape(-1).view(torch.uint8)
+                payload.append(data.numpy().tobytes())
             text = json.dumps(header, separators=(",", ":")).encode()
-            payload = b"".join(part.reshape(-1).view(torch.uint8).numpy().tobytes() for part in parts.values())
-            rows.append(len(text).to_bytes(4, "little") + text + payload)
+            rows.append(len(text).to_bytes(4, "little") + text + b"".join(payload))
         return rows
 
     @classmethod
@@ -109,19 +125,28 @@ class MemoryState:
         return cls(tensors, frozenset(ragged), lengths)
 
 
+def _size(part: Tensor, dtype: StateDtype) -> int:
+    stored = encoding(part, dtype)
+    return encoded_bytes(tuple(part.shape), stored) if stored else part.nbytes
+
+
 def _parse(data: bytes) -> dict[str, tuple[Tensor, bool]]:
     try:
         size = int.from_bytes(data[:4], "little")
         header = json.loads(data[4 : 4 + size])
         offset, parts = 4 + size, {}
-        for name, (dtype_name, shape, is_ragged) in header.items():
+        for name, (dtype_name, shape, is_ragged, *stored) in header.items():
             dtype = _DTYPES[dtype_name]
             count = torch.Size(shape).numel()
-            end = offset + count * dtype.itemsize
+            end = offset + (encoded_bytes(tuple(shape), *stored) if stored else count * dtype.itemsize)
             if end > len(data):
                 raise ValueError("the payload is shorter than its header says")
             # bytearray: torch wants memory that it may write to
-            part = torch.frombuffer(bytearray(data[offset:end]), dtype=dtype) if count else torch.empty(0, dtype=dtype)
+            held = bytearray(data[offset:end])
+            if stored:
+                part = decode(torch.frombuffer(held, dtype=torch.uint8), *stored, tuple(shape)).to(dtype)
+            else:
+                part = torch.frombuffer(held, dtype=dtype) if count else torch.empty(0, dtype=dtype)
             parts[name] = (part.reshape(shape), is_ragged)
             offset = end
         if offset != len(data):

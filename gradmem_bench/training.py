@@ -18,13 +18,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from gradmem_bench import checkpoints
 from gradmem_bench.batch import Batch
 from gradmem_bench.config import TrainingConfig
 from gradmem_bench.errors import UserError
 from gradmem_bench.evaluation import Evaluator
+from gradmem_bench.flops import flop_counter
 from gradmem_bench.methods.base import MemoryMethod
 from gradmem_bench.tasks.base import Document, Task
 from gradmem_bench.tasks.batching import EncodedDocument, encode_documents, training_batch
@@ -69,13 +69,6 @@ class Progress:
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
     """One row a validation: step, stage, loss, score, learning rate, seconds."""
-
-
-class _Whole(nullcontext):
-    """What a FLOP counter asks for the modules it is in: only the total is wanted, and the hooks by which it would know
-    them fail in a layer that is run again inside a gradient (gradient checkpointing)."""
-
-    parents = frozenset({"Global"})
 
 
 class Trainer:
@@ -251,9 +244,7 @@ class Trainer:
         # FLOPs are counted once in each interval and taken for all of its steps: counting slows a step down.
         counted = progress.step % config.evaluate_every == 0
         total, size = 0.0, len(whole)
-        counter = FlopCounterMode(display=False) if counted else None
-        if counter:
-            counter.mod_tracker = _Whole()
+        counter = flop_counter() if counted else None
         pieces = -(-size // config.accumulation_steps)
         with counter or nullcontext():
             for start in range(0, size, pieces):

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import METHODS, TINY, command
+from commands import METHODS, TASK, TINY, command
 from safetensors.torch import save_file
 
 import gradmem_bench
 from gradmem_bench.config import TrainingConfig
 from gradmem_bench.methods.gradmem import GradMemParameters
-from gradmem_bench.results import read_record
+from gradmem_bench.results import ProfileRecord, read_record
 
 HEAVY = {"torch", "transformers", "datasets", "pandas"}
 PROGRAM = """
@@ -69,7 +69,7 @@ def test_help_and_lists_answer_at_once(five_runs, arguments, words):
 
 
 def test_the_help_is_whole_at_eighty_columns():
-    for arguments in (["--help"], ["run", "--help"], ["compare", "--help"], ["list", "--help"], ["show", "--help"]):
+    for arguments in ([*name, "--help"] for name in ([], ["run"], ["profile"], ["compare"], ["list"], ["show"])):
         done = command(*arguments)
         assert done.code == 0
         assert "…" not in done.output
@@ -157,6 +157,7 @@ BAD = [
     # A budget, or a context, that does not fit.
     ("--budget=lots", ["'lots' is not a size in bytes", "4KiB"]),
     ("--budget=100", ["budget of 100 B holds no vector", "128 B"]),
+    ("--budget=1KiB --budget=17 --state-dtype=int4", ["budget of 17 B, int4 holds no vector", "in int4 is 18 B"]),
     ("--set=backbone.max_positions=17 --set=task.pairs=4", ["has 21 tokens", "room for 9 in the 17 positions"]),
     # A checkpoint that cannot be used.
     ("--load=nowhere", ["There is no checkpoint nowhere"]),
@@ -208,6 +209,15 @@ def test_an_option_that_does_not_exist_is_named(tmp_path):
         assert "Traceback" not in done.errors
 
 
+def test_a_state_dtype_that_does_not_exist_is_named(tmp_path):
+    done = command("run", "--method=rmt", *TINY, "--state-dtype=int2", "--output", tmp_path)
+    assert done.code == 2 and "'int2' is not one of 'float32', 'bfloat16', 'int8', 'int4'" in unframed(done.errors)
+
+
+def unframed(text: str) -> str:
+    return " ".join(text.replace("│", " ").split())
+
+
 # --------------------------------------------------------------------------------------------- progress
 
 
@@ -220,6 +230,66 @@ def test_what_is_shown_of_a_run_in_a_file_is_one_line_a_validation(tmp_path):
     assert shown[3].strip().startswith("exact match ") and shown[3].endswith("n = 64 · swap test passed")
     assert max(map(len, done.output.splitlines())) <= 80
     assert done.errors == ""
+
+
+def test_several_runs_begin_with_one_plan(tmp_path):
+    methods = ["--method=gradmem", "--method=rmt", "--method=truncated_text", "--method=full_kv", "--method=no_memory"]
+    budgets = ["--budget=1KiB", "--budget=16KiB", "--state-dtype=float32", "--state-dtype=int8"]
+    done = command("run", *methods, *TINY, *budgets, "--dry-run", "--output", tmp_path / "runs")
+    assert (done.code, done.errors) == (0, "")
+    assert max(map(len, done.output.splitlines())) <= 80
+    table = done.output[done.output.index("fitted to") :].splitlines()[1:]
+    rows = [line.split() for line in table if line.strip()]
+    # Three methods, two of which have numbers, at two budgets; the ceiling for each dtype, the floor once.
+    assert [row[0] for row in rows] == [str(number) for number in range(1, 14)]
+    assert [row[1] for row in rows].count("full_kv") == 2 and [row[1] for row in rows].count("no_memory") == 1
+    wide = " ".join(rows[10])
+    assert wide == "11 truncated_text 16 KiB max_bytes 16384 6 B 6 40 steps"
+    assert " ".join(rows[11]) == "12 gradmem 16 KiB, int8 memory_vectors 481 16 KiB 481 40 steps"
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------------------------------------- profile
+
+
+def test_profile_shows_what_methods_cost_without_training_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    methods = ["--method=gradmem", "--method=full_kv", "--method=no_memory"]
+    arguments = ["profile", *methods, "--task=kv_retrieval", "--backbone=llama-1x32", *TASK]
+    done = command(*arguments, "--max-positions=2", "--state-dtype=float32", "--state-dtype=int8", "--batch-size=4")
+    assert done.code == 0 and list(tmp_path.iterdir()) == []
+    assert max(map(len, done.output.splitlines())) <= 80
+    sizes, times, pays = (
+        [line.split("  ") for line in part.splitlines() if line.startswith("gradmem")]
+        for part in done.output.split("\n\n")[:3]
+    )
+    # Two vectors of 32 numbers: 256 bytes, and 68 with their scales; one layer's KV is 256 bytes a position.
+    assert [[cell.strip() for cell in row if cell][1:4] for row in sizes] == [
+        ["256 B", "2", "512 B"],
+        ["68 B", "2", "512 B"],
+    ]
+    assert len(times) == len(pays) == 2
+    assert "contexts of 6 tokens, answers of up to 2, 4 at a time; cpu, float32, 1 thread" in unframed(done.output)
+    assert "No peak: peak memory is measured on CUDA devices" in done.output
+    assert " never: one READ takes " in done.output
+    # How far it is goes elsewhere.
+    assert "gradmem on kv_retrieval · llama-1x32 · 2 positions  (1/5)" in done.errors
+
+
+def test_a_profile_for_programs_has_what_the_table_has_and_where_it_is_from(five_runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--task=kv_retrieval", "--backbone=llama-1x32", *TASK, "--format=json"]
+    [found] = json.loads(command("profile", "--method=gradmem", *arguments).output)
+    profile = ProfileRecord.model_validate(found)
+    [(path, record)] = [(path, one) for path, one in five_runs.items() if one.method.name == "gradmem"]
+    # Costs in FLOPs and bytes are those of a trained run, since weights make no difference to them.
+    assert profile.method == record.method and profile.backbone == record.backbone
+    assert (profile.costs.write.flops, profile.costs.read.flops) == (record.costs.write.flops, record.costs.read.flops)
+    assert profile.footprint == record.footprint
+    assert profile.command[:2] == ["gradmem-bench", "profile"] and profile.environment == record.environment
+    [loaded] = json.loads(command("profile", "--method=gradmem", *arguments, "--load", path.parent).output)
+    assert loaded["costs"]["write"]["flops"] == found["costs"]["write"]["flops"]
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---------------------------------------------------------------------------------------------- compare

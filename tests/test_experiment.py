@@ -5,7 +5,7 @@ from commands import TASK, TINY, command
 
 from gradmem_bench.config import BackboneConfig, Budget
 from gradmem_bench.errors import UserError
-from gradmem_bench.experiment import Options, Plan, resolve
+from gradmem_bench.experiment import Known, Options, Plan, resolve
 from gradmem_bench.loading import load_backbone
 from gradmem_bench.registry import resolve as find
 
@@ -121,6 +121,37 @@ def test_a_budget_bounds_text_and_leaves_floor_and_ceiling_alone():
         assert plan(method, budget=Budget(bytes=4)).footprint == plan(method).footprint
 
 
+def test_a_state_dtype_makes_room_and_is_asked_of_whoever_has_numbers():
+    found = plan("gradmem", budget=Budget(bytes=1000, state_dtype="int8"))
+    # A vector of width 32 is 34 bytes.
+    assert (found.fitted, found.footprint.state_bytes) == ({"memory_vectors": 29}, 29 * 34)
+    assert found.budget == Budget(bytes=1000, state_dtype="int8")
+    ceiling = plan("full_kv", budget=Budget(bytes=1000, state_dtype="int8"))
+    assert (ceiling.budget, ceiling.fitted) == (Budget(state_dtype="int8"), {})
+    assert ceiling.footprint.state_bytes == 6 * 2 * 34
+    assert plan("no_memory", budget=Budget(bytes=1000, state_dtype="int8")).budget == Budget()
+    assert plan("truncated_text", budget=Budget(bytes=4, state_dtype="int8")).budget == Budget(bytes=4)
+
+
+def test_runs_that_differ_in_the_evaluation_alone_have_one_training():
+    same = plan("gradmem", budget=Budget(positions=8)).training_hash
+    for other in (
+        plan("gradmem", budget=Budget(positions=8, state_dtype="int4")),
+        plan("gradmem", budget=Budget(bytes=8 * 128)),
+        plan("gradmem", limit=3),
+    ):
+        assert other.training_hash == same
+    for other in (
+        plan("gradmem", budget=Budget(positions=7)),
+        plan("gradmem", "training.steps=9"),
+        plan("gradmem", "task.noise=1"),
+        plan("gradmem", seed=1),
+        plan("gradmem", dtype="bfloat16"),
+        plan("gradmem", backbone="llama-2x32"),
+    ):
+        assert other.training_hash != same
+
+
 def test_a_budget_that_nothing_fits_is_refused():
     with pytest.raises(UserError, match="budget of 127 B holds no vector: one of width 32 in float32 is 128 B"):
         plan("gradmem", budget=Budget(bytes=127))
@@ -173,12 +204,30 @@ def test_a_run_has_a_folder_of_its_own_for_everything_that_its_result_depends_on
         plan("gradmem", limit=5),
         plan("gradmem", dtype="bfloat16"),
         plan("gradmem", budget=Budget(positions=8)),
+        plan("gradmem", budget=Budget(positions=8, state_dtype="int8")),
         plan("gradmem", train=False),
         plan("rmt"),
     ]
     folders = [other.folder(tmp_path) for other in others]
     assert len({same, *folders}) == len(others) + 1
     assert {folder.parent for folder in folders} == {tmp_path / "kv_retrieval"}
+
+
+def test_what_plans_have_in_common_is_read_once_and_makes_the_same_plans():
+    def planned(known, *settings, **options):
+        given = Options("llama-1x32", settings=(*SETTINGS, *settings), **options)
+        return resolve(find("method", "gradmem"), find("task", "kv_retrieval"), given, known)
+
+    known = Known()
+    first, second = planned(known), planned(known, budget=Budget(positions=3))
+    assert second.task is first.task and second.shape is first.shape
+    assert (first.config_hash, second.config_hash) == (
+        plan("gradmem").config_hash,
+        plan("gradmem", budget=Budget(positions=3)).config_hash,
+    )
+    for other in (planned(known, "task.alphabet=9"), planned(known, "backbone.init_std=0.3")):
+        assert other.shape is not first.shape
+        assert other.config_hash not in (first.config_hash, second.config_hash)
 
 
 @pytest.mark.parametrize("changed", ["train.jsonl", "test.jsonl"])

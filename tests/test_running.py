@@ -147,6 +147,91 @@ def test_a_budget_is_kept_to(tmp_path):
     assert {record.budget.positions for record in records.values()} == {3}
 
 
+def test_several_budgets_are_as_many_runs_of_which_only_the_different_ones_are_trained(tmp_path):
+    methods = ["--method=gradmem", "--method=truncated_text", "--method=full_kv", "--method=no_memory"]
+    # One vector of width 32 is 128 bytes, 64 and 34; a head's key or value is as wide.
+    budgets = ["--max-positions=2", "--max-positions=3", *(f"--state-dtype={name}" for name in ("float32", "int8"))]
+    arguments = ["run", *methods, *TINY, *budgets, "--output", tmp_path]
+    done = command(*arguments)
+    assert (done.code, done.errors) == (0, "")
+    records = find_records([tmp_path])
+    found = {}
+    for path, record in records.items():
+        found[record.method.name, str(record.budget)] = (record.footprint.state_bytes.max, path.parent)
+        assert record.footprint.state_dtype == (record.budget.state_dtype if record.budget else "float32")
+        assert len(read_examples(path.parent)) == 64
+    assert {key: size for key, (size, _) in found.items()} == {
+        ("gradmem", "2 positions"): 256,
+        ("gradmem", "2 positions, int8"): 68,
+        ("gradmem", "3 positions"): 384,
+        ("gradmem", "3 positions, int8"): 102,
+        # Text is no wider or narrower, floor and ceiling have no bounds.
+        ("truncated_text", "2 positions"): 2,
+        ("truncated_text", "3 positions"): 3,
+        ("full_kv", "None"): 6 * 256,
+        ("full_kv", "int8"): 6 * 2 * 34,
+        ("no_memory", "None"): 0,
+    }
+
+    # One plan at the start, one training for each pair of runs that differ in the state's dtype alone.
+    plan, first, *_ = done.output.split("───")
+    assert plan.count("40 steps") == 6 and plan.count("that of") == 3
+    assert "memory_vectors 3" in plan
+    assert done.output.count("trained before, in ") == 3 and done.output.count("step     40") == 6
+    for name, one, other in (
+        ("gradmem", "2 positions", "2 positions, int8"),
+        ("gradmem", "3 positions", "3 positions, int8"),
+        ("full_kv", "None", "int8"),
+    ):
+        paths = [found[name, budget][1] for budget in (one, other)]
+        assert paths[0] != paths[1]
+        weights = [load_file(path / WEIGHTS) for path in paths]
+        assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+        full, narrow = (records[path / "run.json"] for path in paths)
+        assert full.training == narrow.training
+        # What was stored in fewer bytes is not quite the same to the reader.
+        bits = [record.metrics["target_bits_per_token"].value for record in (full, narrow)]
+        assert bits[0] != bits[1] and bits[1] == pytest.approx(bits[0], rel=0.05)
+
+    again = command(*arguments)
+    assert again.output.count("done before, in ") == 9
+    assert again.output.split("───")[0].count("done before") == 9
+
+    # A weights file with two names is two files to whoever replaces one of them.
+    path = found["full_kv", "int8"][1]
+    (path / WEIGHTS).unlink()
+    assert (found["full_kv", "None"][1] / WEIGHTS).exists()
+
+
+def test_a_record_says_what_was_measured(five_runs):
+    for record in five_runs.values():
+        costs = record.costs
+        assert costs.write.batch_size == costs.read.batch_size == 32
+        assert costs.write.flops.value > 0 or record.method.name in ("truncated_text", "no_memory")
+        assert costs.read.flops.value > 0
+        # `!a:5!|`; the answer and the end.
+        assert (costs.context_tokens, costs.answer_tokens) == (6, 2)
+        assert costs.write_seconds_per_context == costs.write.seconds
+        # One value of eight.
+        assert (record.capacity.values, record.capacity.value_bits) == (1, 3)
+        held, size = record.capacity.recalled_bits, record.footprint.state_bytes.mean
+        assert 0 <= record.capacity.recalled_bits_low <= held <= record.capacity.recalled_bits_high <= 3
+        assert record.capacity.bits_per_state_byte.value == (held / size if size else None)
+    flops = {record.method.name: record.costs.write.flops.value for record in five_runs.values()}
+    assert flops["gradmem"] > flops["rmt"] > flops["full_kv"] > flops["no_memory"] == 0
+
+
+def test_a_damaged_checkpoint_of_another_run_is_not_shared(tmp_path):
+    arguments = ["run", "--method=full_kv", *TINY, "--output", tmp_path]
+    assert command(*arguments).code == 0
+    [weights] = tmp_path.rglob(WEIGHTS)
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    done = command(*arguments, "--state-dtype=int8")
+    assert (done.code, done.errors) == (0, "")
+    assert "trained before" not in done.output and "step     40" in done.output
+
+
 def test_bfloat16_is_the_precision_of_the_computation_alone(tmp_path, five_runs):
     done = command("run", "--method=gradmem", *TINY, "--dtype=bfloat16", "--output", tmp_path)
     assert (done.code, done.errors) == (0, "")

@@ -52,6 +52,41 @@ def test_the_payload_is_the_numbers_in_little_endian_order_and_nothing_else():
     assert payload(row) == struct.pack("<h", 258) + struct.pack("<2f", 1.0, -2.5)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "memory", "position"),
+    # 4 vectors of 6 numbers; for each position of the cache 2 vectors of 2. Scales are 2 bytes each.
+    [("float32", 4 * 24, 2 * 8), ("bfloat16", 4 * 12, 2 * 4), ("int8", 4 * 8, 2 * 4), ("int4", 4 * 5, 2 * 3)],
+)
+def test_a_narrower_state_is_fewer_bytes_for_real(dtype, memory, position):
+    lengths = [3, 0, 5]
+    text = torch.randint(0, 100, (3, 7), dtype=torch.uint8)
+    tensors = {"memory": random_tensor("float32", 3, 4, 6), "cache": random_tensor("float32", 3, 5, 2, 2), "text": text}
+    state = MemoryState(tensors, frozenset({"cache"}), torch.tensor(lengths))
+    rows = state.to_bytes(dtype)
+    expected = [memory + position * length + 7 for length in lengths]
+    assert state.nbytes(dtype) == expected == [len(payload(row)) for row in rows]
+
+    back = MemoryState.from_bytes(rows)
+    assert back.ragged == {"cache"} and back.lengths.tolist() == lengths
+    assert torch.equal(back.tensors["text"], text)
+    for name in ("memory", "cache"):
+        assert back.tensors[name].dtype == torch.float32
+        found = [back.tensors[name][row, : lengths[row] if name == "cache" else 4] for row in range(3)]
+        wanted = [tensors[name][row, : lengths[row] if name == "cache" else 4] for row in range(3)]
+        step = {"float32": 0, "bfloat16": 2**-8, "int8": 1 / 250, "int4": 1 / 13.9}[dtype]
+        for one, other in zip(found, wanted, strict=True):
+            assert torch.allclose(one, other, rtol=0, atol=step * 100)
+            assert dtype == "float32" or not len(one) or not torch.equal(one, other)
+
+
+def test_what_a_state_was_before_it_is_again():
+    state = MemoryState({"memory": random_tensor("bfloat16", 2, 3, 4)})
+    assert state.nbytes("float32") == state.nbytes("bfloat16") == [24, 24]
+    assert torch.equal(MemoryState.from_bytes(state.to_bytes("float32")).tensors["memory"], state.tensors["memory"])
+    back = MemoryState.from_bytes(state.to_bytes("int8"))
+    assert state.nbytes("int8") == [18, 18] and back.tensors["memory"].dtype == torch.bfloat16
+
+
 def test_padding_is_never_serialised():
     tensor = random_tensor("float32", 2, 6, 3)
     lengths = torch.tensor([2, 4])
@@ -117,6 +152,9 @@ def damaged() -> dict[str, bytes]:
         "negative shape": with_header({"memory": ["float32", [-2, 3], False]}),
         "two negatives": with_header({"memory": ["float32", [-2, -3], False]}),
         "two fields": with_header({"memory": ["float32", [2, 3]]}),
+        "unknown encoding": with_header({"memory": ["float32", [2, 11], False, "int2"]}),
+        "an encoding too short": with_header({"memory": ["float32", [2, 11], False, "int8"]}),
+        "two encodings": with_header({"memory": ["float32", [2, 10], False, "int8", "int8"]}),
     }
 
 

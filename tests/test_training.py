@@ -321,7 +321,8 @@ def test_tokens_queries_and_flops_are_counted(tmp_path):
     layer = 4 * 32 * 32 + 3 * 32 * 128
     contexts = 80 * 11 * (2 * layer + 4 * 2 * 32 * 32 + 4 * 11 * 32)
     queries = 160 * 6 * (6 * layer + 12 * 17 * 32)
-    head = 160 * 2 * 6 * 16 * 32
+    # The head of each of two tokens in its closed form: the logits twice, and a gradient each for input and weights.
+    head = 160 * 2 * 8 * 16 * 32
     assert progress.flops == contexts + queries + head
 
 

@@ -7,14 +7,15 @@ cross-entropy of the targets behind the prefix unless it says otherwise.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
 from gradmem_bench.backbone import Backbone, Prefix
 from gradmem_bench.batch import Batch, Tokens
-from gradmem_bench.config import Budget, StrictModel
+from gradmem_bench.config import Budget, StateDtype, StrictModel
+from gradmem_bench.quantization import vector_bytes
 from gradmem_bench.state import MemoryState
 
 
@@ -36,11 +37,21 @@ class Footprint:
     """What one context of a given length costs at most, declared; the record has what was measured."""
 
     state_bytes: int
-    """Serialised payload."""
+    """Serialised payload, with its floating-point tensors in float32."""
     read_positions: int
     """Positions that stand before the query."""
     write_positions: int
     """The longest sequence that WRITE runs through the backbone."""
+    vector_size: int | None = None
+    """Numbers along the last dimension of the state's float32 tensors, from which follows what a narrower state dtype
+    stores; 0 for a state without any, to which a state dtype makes no difference; `None` where it is not declared."""
+
+    def stored(self, dtype: StateDtype) -> "Footprint":
+        """The same with the state's tensors stored as `dtype`."""
+        if not self.vector_size:
+            return self
+        vectors = self.state_bytes // vector_bytes(self.vector_size, "float32")
+        return replace(self, state_bytes=vectors * vector_bytes(self.vector_size, dtype))
 
 
 class MemoryMethod(nn.Module, ABC):
@@ -53,7 +64,7 @@ class MemoryMethod(nn.Module, ABC):
 
     Parameters: ClassVar[type[StrictModel]] = StrictModel
     role: ClassVar[Literal["method", "floor", "ceiling"]] = "method"
-    """`floor` and `ceiling` are the table's references: no budget is asked of them."""
+    """`floor` and `ceiling` are the table's references: no bound is asked of them."""
 
     def __init__(self, backbone: Backbone, parameters: StrictModel) -> None:
         super().__init__()
@@ -90,6 +101,11 @@ class MemoryMethod(nn.Module, ABC):
         return None
 
     @classmethod
+    def asked_of(cls, budget: Budget) -> Budget:
+        """What of `budget` is asked of this method: of floor and ceiling, how the state is stored and no bound."""
+        return budget if cls.role == "method" else Budget(state_dtype=budget.state_dtype)
+
+    @classmethod
     @abstractmethod
     def footprint(
         cls, parameters: StrictModel, backbone: Backbone, context_tokens: int, context_bytes: int
@@ -99,4 +115,8 @@ class MemoryMethod(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def fit(cls, parameters: StrictModel, budget: Budget, backbone: Backbone) -> StrictModel:
-        """`parameters` at the largest configuration within `budget`; raises UserError where none fits."""
+        """`parameters` at the largest configuration within `budget`, its state stored as `budget.state_dtype`.
+
+        Raises:
+            UserError: none fits.
+        """

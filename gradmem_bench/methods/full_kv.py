@@ -31,7 +31,8 @@ class FullKV(MemoryMethod):
     def footprint(
         cls, parameters: StrictModel, backbone: Backbone, context_tokens: int, context_bytes: int
     ) -> Footprint:
-        return Footprint(context_tokens * backbone.kv_bytes_per_position, context_tokens, context_tokens)
+        size = context_tokens * backbone.kv_bytes_per_position
+        return Footprint(size, context_tokens, context_tokens, vector_size=backbone.head_dim)
 
     @classmethod
     def fit(cls, parameters: StrictModel, budget: Budget, backbone: Backbone) -> StrictModel:

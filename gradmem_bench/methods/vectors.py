@@ -10,8 +10,7 @@ from gradmem_bench.backbone import Backbone, Prefix
 from gradmem_bench.config import Budget, StrictModel, format_bytes
 from gradmem_bench.errors import UserError
 from gradmem_bench.methods.base import Footprint
-
-_ITEMSIZE = torch.float32.itemsize
+from gradmem_bench.quantization import vector_bytes
 
 Parameters = TypeVar("Parameters", bound=StrictModel)
 
@@ -92,8 +91,9 @@ def vectors_prefix(memory: Tensor) -> Prefix:
 
 
 def vectors_footprint(count: int, backbone: Backbone, write_positions: int, read_control: int = 0) -> Footprint:
-    """m vectors in float32, each one position at READ; control tokens are positions too, and no part of a state."""
-    return Footprint(count * backbone.width * _ITEMSIZE, count + read_control, write_positions)
+    """m vectors of the backbone's width, each one position at READ; control tokens are positions, and no state."""
+    size = backbone.width
+    return Footprint(count * vector_bytes(size, "float32"), count + read_control, write_positions, vector_size=size)
 
 
 def fit_vectors(parameters: Parameters, budget: Budget, backbone: Backbone, read_control: int = 0) -> Parameters:
@@ -103,14 +103,15 @@ def fit_vectors(parameters: Parameters, budget: Budget, backbone: Backbone, read
         UserError: not one vector fits, beside the `read_control` positions that are taken already.
     """
     bounds = [] if budget.positions is None else [budget.positions - read_control]
+    one = vector_bytes(backbone.width, budget.state_dtype)
     if budget.bytes is not None:
-        bounds.append(budget.bytes // (backbone.width * _ITEMSIZE))
+        bounds.append(budget.bytes // one)
     if not bounds:
         return parameters
     if min(bounds) < 1:
-        one = format_bytes(backbone.width * _ITEMSIZE)
         taken = f", and {read_control} positions are control tokens" if read_control else ""
         raise UserError(
-            f"A budget of {budget} holds no vector: one of width {backbone.width} in float32 is {one}{taken}."
+            f"A budget of {budget} holds no vector: one of width {backbone.width} in {budget.state_dtype} is "
+            f"{format_bytes(one)}{taken}."
         )
     return parameters.model_copy(update={"memory_vectors": min(bounds)})

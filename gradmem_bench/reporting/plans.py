@@ -1,15 +1,17 @@
 """Plans and recipes for people: what `--dry-run` and `show` print."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 from rich.console import Group
+from rich.markup import escape
 from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-from gradmem_bench.config import TrainingConfig, format_bytes, load_yaml, merge
+from gradmem_bench.config import Budget, TrainingConfig, format_bytes, load_yaml, merge
 from gradmem_bench.errors import UserError, did_you_mean
 from gradmem_bench.registry import Entry, entries, load_object, method_recipe, resolve
 
@@ -28,8 +30,7 @@ def describe(plan: "Plan", output: Path, in_full: bool) -> Group:
     footprint = plan.footprint
     positions = footprint.read_positions
     facts.add_row("backbone", f"{plan.backbone.name}, {plan.options.dtype} on {plan.options.device}")
-    role = plan.method_class.role
-    facts.add_row("budget", str(plan.options.budget) + ("" if role == "method" else f" (not for the {role})"))
+    facts.add_row("budget", _budget(plan))
     facts.add_row("state", f"{format_bytes(footprint.state_bytes)} for a context of {longest} tokens (mean {mean:.0f})")
     facts.add_row(
         "READ positions", f"{positions}, holding {format_bytes(positions * plan.shape.kv_bytes_per_position)} of KV"
@@ -45,6 +46,47 @@ def describe(plan: "Plan", output: Path, in_full: bool) -> Group:
     configuration = {"method": plan.recipe.name, **plan.configuration()}
     title = Text(f"{plan.recipe.name} on {plan.task.name}", style="bold")
     return Group(title, facts, _yaml(configuration) if in_full else "")
+
+
+def _budget(plan: "Plan") -> str:
+    asked, given = plan.options.budget, plan.budget
+    if asked == given:
+        return str(given)
+    other = "text" if plan.method_class.role == "method" else f"the {plan.method_class.role}"
+    return f"{given} (of {asked}; the rest is not for {other})"
+
+
+def overview(plans: Sequence["Plan"], output: Path) -> Table:
+    """Several runs before they are made, one a line, and which of them need no training of their own."""
+    table = Table("", "method", "budget", "fitted to", box=None, header_style="bold", padding=(0, 1, 0, 0))
+    for header in ("state", "READ\npos."):
+        table.add_column(header, justify="right")
+    table.add_column("training")
+    several = len({plan.task.name for plan in plans}) > 1
+    trained: dict[str, int] = {}
+    for number, plan in enumerate(plans, start=1):
+        if several and (number == 1 or plans[number - 2].task.name != plan.task.name):
+            table.add_row("", f"[italic]{escape(plan.task.name)}[/]")
+        if (plan.folder(output) / "run.json").exists():
+            training = "done before"
+        elif plan.training is None:
+            training = "none"
+        elif plan.training_hash in trained:
+            training = f"that of {trained[plan.training_hash]}"
+        else:
+            training = f"{plan.training.steps:,} steps"
+        if plan.training is not None:
+            trained.setdefault(plan.training_hash, number)
+        table.add_row(
+            str(number),
+            escape(plan.recipe.name),
+            str(plan.budget) if plan.budget != Budget() else "–",
+            ", ".join(f"{key} {value}" for key, value in plan.fitted.items()) or "–",
+            format_bytes(plan.footprint.state_bytes),
+            str(plan.footprint.read_positions),
+            training,
+        )
+    return table
 
 
 def resolved_yaml(name: str, include_paths: list[Path]) -> Group:

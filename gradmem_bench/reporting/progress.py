@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from gradmem_bench.config import Budget
 
 if TYPE_CHECKING:
     from gradmem_bench.experiment import Plan
@@ -28,8 +39,10 @@ class RunDisplay:
 
     def begin(self, plan: "Plan", number: int, total: int) -> None:
         """Names the run that starts now."""
+        budget = "" if plan.budget == Budget() else f" · {plan.budget}"
         self.console.rule(
-            f"[bold]{plan.recipe.name}[/] on {plan.task.name} · {plan.backbone.name}  ({number}/{total})", align="left"
+            f"[bold]{plan.recipe.name}[/] on {plan.task.name} · {plan.backbone.name}{budget}  ({number}/{total})",
+            align="left",
         )
 
     def note(self, text: str) -> None:
@@ -101,6 +114,21 @@ class RunDisplay:
         with self._bars(columns) as bars:
             bar = bars.add_task("evaluate", total=total, completed=done)
             yield lambda count: bars.advance(bar, count)
+
+    @contextmanager
+    def working(self, what: str) -> Iterator[None]:
+        """Something that takes its time without steps to count."""
+        with self._bars((SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())) as bars:
+            bars.add_task(what, total=None)
+            yield
+
+    @contextmanager
+    def measuring(self) -> Iterator[Callable[[str], None]]:
+        """The phases whose costs are measured; yields what `measure` reports each to."""
+        columns = (SpinnerColumn(), TextColumn("measure {task.fields[phase]}"), TimeElapsedColumn())
+        with self._bars(columns) as bars:
+            bar = bars.add_task("measure", total=None, phase="")
+            yield lambda phase: bars.update(bar, phase=phase)
 
     def finished(self, record: "RunRecord", folder: Path) -> None:
         """The outcome in one line, and where it was put."""

@@ -1,18 +1,25 @@
 """The record of a run and its rows, one an example: their schema, their files, and what made them."""
 
+from gradmem_bench.results.costs import (
+    Alternative,
+    Capacity,
+    Costs,
+    Measured,
+    MeasuredFootprint,
+    PhaseCosts,
+    Quantity,
+)
 from gradmem_bench.results.files import ExampleLog, find_records, read_examples, read_record, write_record
 from gradmem_bench.results.provenance import code_version, environment
 from gradmem_bench.results.schema import (
     SCHEMA_VERSION,
     BackboneRecord,
     CodeVersion,
-    Costs,
     Environment,
     ExampleRow,
-    Measured,
-    MeasuredFootprint,
     MethodRecord,
     MetricResult,
+    ProfileRecord,
     RunRecord,
     SourceRecord,
     SwapTest,
@@ -22,7 +29,9 @@ from gradmem_bench.results.schema import (
 
 __all__ = [
     "SCHEMA_VERSION",
+    "Alternative",
     "BackboneRecord",
+    "Capacity",
     "CodeVersion",
     "Costs",
     "Environment",
@@ -32,6 +41,9 @@ __all__ = [
     "MeasuredFootprint",
     "MethodRecord",
     "MetricResult",
+    "PhaseCosts",
+    "ProfileRecord",
+    "Quantity",
     "RunRecord",
     "SourceRecord",
     "SwapTest",

@@ -3,21 +3,16 @@
 SCHEMA_VERSION goes up whenever a file written before could no longer be read.
 """
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
 from gradmem_bench.config import Budget, StrictModel
+from gradmem_bench.results.costs import Capacity, Costs, MeasuredFootprint
+from gradmem_bench.results.part import Part
 from gradmem_bench.statistics import Estimate
 
 SCHEMA_VERSION = 1
-
-
-class Part(StrictModel):
-    """A part of a record; NaN and infinity are refused, since JSON has neither."""
-
-    model_config = ConfigDict(allow_inf_nan=False)
 
 
 class CodeVersion(Part):
@@ -101,34 +96,6 @@ class BackboneRecord(Part):
     """SHA-256 of the weights that every method started from; of a random model, of its configuration without seed."""
 
 
-class Measured(Part):
-    """One size over all contexts."""
-
-    mean: float
-    min: float
-    max: float
-
-    @classmethod
-    def of(cls, sizes: Sequence[float]) -> "Measured":
-        """Of at least one size."""
-        return cls(mean=sum(sizes) / len(sizes), min=min(sizes), max=max(sizes))
-
-
-class MeasuredFootprint(Part):
-    """What the states cost, measured on the states (design law 2)."""
-
-    state_bytes: Measured
-    """Serialised payload per context, in bytes."""
-    read_positions: Measured
-    """Positions before the query at READ, per context."""
-    read_kv_bytes: Measured
-    """Bytes of KV that those positions hold while answering, per context."""
-    context_tokens: float
-    """Mean length of a context, in the backbone's tokens."""
-    bytes_per_context_token: float
-    """State bytes over context tokens, summed over contexts."""
-
-
 class MetricResult(Estimate):
     """One metric's value and interval."""
 
@@ -153,17 +120,6 @@ class SwapTest(Part):
     """Whether swapping dropped the score to chance; `None` when it was there before, or could not be tried."""
     outcome: str
     """The outcome as a sentence."""
-
-
-class Costs(Part):
-    """Wall-clock time."""
-
-    write_seconds_per_context: float
-    """Seconds of WRITE per context, at `batch_size`."""
-    read_seconds_per_query: float
-    """Seconds of READ and generation per query, at `batch_size`."""
-    batch_size: int
-    """Contexts written, or queries answered, at a time."""
 
 
 class TrainingRecord(Part):
@@ -248,9 +204,34 @@ class RunRecord(Part):
     swap_test: SwapTest
     """Whether the answers came from the state."""
     costs: Costs
-    """WRITE and READ time."""
+    """What WRITE and READ cost."""
+    capacity: Capacity | None = None
+    """Bits recalled per state byte; `None` where the task's values are not known to be independent and uniform."""
     training: TrainingRecord | None
     """Training; `None` for a method that was not trained."""
+    environment: Environment
+    """The machine and the libraries."""
+
+
+class ProfileRecord(Part):
+    """What a method costs on a task, without its score."""
+
+    command: list[str]
+    """The command as it was typed, one argument each."""
+    code: CodeVersion
+    """Which code made the numbers."""
+    method: MethodRecord
+    """The memory that was measured."""
+    task: str
+    """Name of the task that the contexts and queries are from."""
+    backbone: BackboneRecord
+    """The causal LM."""
+    budget: Budget | None
+    """What was requested; `None` when nothing was."""
+    footprint: MeasuredFootprint
+    """What the states cost that were written."""
+    costs: Costs
+    """What WRITE and READ cost."""
     environment: Environment
     """The machine and the libraries."""
 

@@ -95,6 +95,14 @@ class Task(ABC):
         """Whether a context longer than the backbone's positions is cut (and counted) rather than refused."""
         return self.metadata.get("truncate_contexts", False)
 
+    @property
+    def independent_values(self) -> tuple[int, float] | None:
+        """How many values a context holds, independent and each uniform over its choices, and the bits of one.
+
+        `None` where the answers are not known to be such values.
+        """
+        return None
+
     @abstractmethod
     def documents(self, split: Split) -> Sequence[Document]:
         """The split's documents; indexable, and cheap to take slices of. Raises UserError where it has none."""

@@ -8,6 +8,7 @@ Document i of a split is a function of the settings, the split and i alone; of t
 """
 
 import json
+import math
 import string
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -81,6 +82,11 @@ class KeyValueRetrieval(Task):
                 f"{where}: {self.settings.pairs} pairs need as many distinct keys, but keys of "
                 f"{self.settings.key_length} out of {self.settings.alphabet} symbols are {keys}; raise either."
             )
+
+    @property
+    def independent_values(self) -> tuple[int, float]:
+        settings = self.settings
+        return settings.pairs, settings.value_length * math.log2(settings.alphabet)
 
     def documents(self, split: Split) -> "KeyValueDocuments":
         """The split's documents, made when they are asked for, in blocks of 64."""

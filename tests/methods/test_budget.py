@@ -57,6 +57,43 @@ def test_what_is_declared_is_what_is_measured(family, begin, case):
         assert longest_write(method, context) == declared.write_positions
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_declared_of_a_narrower_state_is_what_is_measured(name, dtype):
+    method = build(name, backbone("llama-one-kv-head"))
+    text = text_of(9, 1)
+    (context,) = method.backbone.encode_contexts([text])
+    declared = method.footprint(method.settings, method.backbone, 9, len(text)).stored(dtype)
+    (data,) = method.write(Tokens.from_lists([context])).to_bytes(dtype)
+    assert len(data) - 4 - int.from_bytes(data[:4], "little") == declared.state_bytes
+    assert method.read(MemoryState.from_bytes([data])).positions.tolist() == [declared.read_positions]
+    # Text stays what it is; numbers become fewer bytes than half of those of float32, or half.
+    full = method.footprint(method.settings, method.backbone, 9, len(text)).state_bytes
+    assert declared.state_bytes == full if name in ("truncated_text", "no_memory") else declared.state_bytes <= full / 2
+
+
+@pytest.mark.parametrize("name", ["gradmem", "rmt"])
+@pytest.mark.parametrize(
+    ("dtype", "vectors"),
+    # One vector of width 32: 128, 64, 2 + 32 and 2 + 16 bytes.
+    [("float32", 8), ("bfloat16", 16), ("int8", 30), ("int4", 56)],
+)
+def test_more_vectors_fit_where_they_are_narrower(name, dtype, vectors):
+    on = backbone("llama")
+    budget = Budget(bytes=1024, state_dtype=dtype)
+    fitted = build(name, on).fit(build(name, on).settings, budget, on)
+    assert fitted.memory_vectors == vectors
+    (context,) = on.encode_contexts([text_of(5, 0)])
+    for count, fits in ((vectors, True), (vectors + 1, False)):
+        state = build(name, on, memory_vectors=count).write(Tokens.from_lists([context]))
+        assert (state.nbytes(dtype)[0] <= 1024) == fits
+    # A bound on positions does not move, and no bound changes nothing.
+    for other in (Budget(positions=3, state_dtype=dtype), Budget(state_dtype=dtype)):
+        assert build(name, on).fit(fitted, other, on).memory_vectors == (3 if other.positions else vectors)
+    with pytest.raises(UserError, match=f"holds no vector: one of width 32 in {dtype} is "):
+        build(name, on).fit(fitted, Budget(bytes=17, state_dtype=dtype), on)
+
+
 @pytest.mark.parametrize("name", ["gradmem", "rmt"])
 @pytest.mark.parametrize(
     ("budget", "vectors"),

@@ -1,0 +1,111 @@
+"""The options that several commands have: what they take, and what `--help` says of them."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Device(StrEnum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Dtype(StrEnum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class StoredAs(StrEnum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    int8 = "int8"
+    int4 = "int4"
+
+
+class Format(StrEnum):
+    table = "table"
+    markdown = "markdown"
+    csv = "csv"
+    json = "json"
+
+
+class ProfileFormat(StrEnum):
+    table = "table"
+    json = "json"
+
+
+class Listed(StrEnum):
+    methods = "methods"
+    tasks = "tasks"
+    runs = "runs"
+
+
+Methods = Annotated[
+    list[str], typer.Option("--method", help="A method's name, or the path of its YAML. May be repeated.")
+]
+Tasks = Annotated[
+    list[str],
+    typer.Option(
+        "--task", help="A task's name, a group of tasks, or the path of a YAML. May be repeated; every pair is run."
+    ),
+]
+BackboneName = Annotated[
+    str | None,
+    typer.Option(
+        "--backbone",
+        help="A hub id, a local folder, or a random model's shape such as llama-2x64 or gpt2-12x768. "
+        "The task names a default.",
+    ),
+]
+Budgets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--budget",
+        help="The most state bytes per context, for example 4KiB; methods are fitted to it. May be repeated: every "
+        "method is run at every budget.",
+    ),
+]
+MaxPositions = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--max-positions", min=1, help="The most positions that may stand before the query at READ. May be repeated."
+    ),
+]
+StateDtypes = Annotated[
+    list[StoredAs] | None,
+    typer.Option(
+        "--state-dtype",
+        metavar="DTYPE",
+        help="What a state's vectors are stored as: float32 (the default), bfloat16, int8, int4; more of the narrower "
+        "ones fit a budget. May be repeated.",
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="A parameter of every method (memory_vectors=4) or of one (rmt.passes=2), or a setting of the "
+        "training, the task or the backbone (training.steps=500, task.pairs=4, backbone.heads=2). May be repeated.",
+    ),
+]
+Load = Annotated[
+    Path | None,
+    typer.Option(
+        "--load",
+        help="A checkpoint, a run's folder, or a folder of METHOD.safetensors.",
+    ),
+]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Of new weights and of the order of the data.")]
+RunDevice = Annotated[Device, typer.Option("--device", help="Where to run.")]
+RunDtype = Annotated[
+    Dtype,
+    typer.Option("--dtype", help="Precision of the computation; weights, memory and inner steps stay float32."),
+]
+IncludePath = Annotated[
+    list[Path] | None,
+    typer.Option("--include-path", help="A folder of your own method and task YAML files. May be repeated."),
+]
