@@ -73,6 +73,7 @@ TWO_METHODS = [
         (5000, (1, 1)),
     ]
 ]
+SKEWED = [Design(k, (1, 9), 0.0) for k in (20, 50, 100, 400)]
 SEEDS = [Design(200, (4, 4), 0.7, seeds=s, seed_spread=spread) for s in (2, 3, 5) for spread in (0.0, 0.1, 0.3)]
 
 
@@ -125,6 +126,16 @@ def answers(design: Design, generator: Generator) -> tuple[np.ndarray, np.ndarra
     return both[0], both[1], clusters
 
 
+def skewed(design: Design, generator: Generator) -> dict[str, float]:
+    """A mean that knows no upper bound, as bits do: the values are log-normal, and the true mean is known."""
+    clusters = design.clusters(generator)
+    normal = 0.7 * generator.normal(size=design.contexts)[clusters] + generator.normal(size=len(clusters)) - 1
+    values, truth = np.exp(normal), np.exp(-1 + (0.7**2 + 1) / 2)
+    found = estimate(values, clusters.tolist(), proportion=False)
+    low, high = bootstrap(values, clusters, generator)
+    return {"coverage": found.low <= truth <= found.high, "coverage_bootstrap": low <= truth <= high}
+
+
 def two_methods(design: Design, generator: Generator) -> dict[str, float]:
     first, second, clusters = answers(design, generator)
     found = compared(first, second, clusters.tolist())
@@ -154,6 +165,7 @@ PARTS: dict[str, tuple[list[Design], Callable[[Design, Generator], dict[str, flo
     "one method": (ONE_METHOD, one_method),
     "two methods": (TWO_METHODS, two_methods),
     "several seeds": (SEEDS, several_seeds),
+    "a skewed mean": (SKEWED, skewed),
 }
 HEADERS = {
     "coverage": "holds the truth",
