@@ -151,7 +151,7 @@ def several_seeds(design: Design, generator: Generator) -> dict[str, float]:
     first, second, clusters = answers(design, generator)
     names = clusters.tolist()
     one, both = estimate(first, names, proportion=True), compared(first, second, names)
-    given = compared(first.mean(axis=0), second.mean(axis=0), names)
+    given = estimate(first.mean(axis=0) - second.mean(axis=0), names, proportion=False)
     return {
         "coverage": one.low <= design.score <= one.high,
         "coverage_difference": both.low <= design.difference <= both.high,
