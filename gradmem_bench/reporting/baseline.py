@@ -19,7 +19,7 @@ def baselines(rows: Sequence[Row], name: str, task: str) -> dict[Budget, Row]:
     found: dict[Budget, Row] = {}
     for row in chosen:
         if row.bound in found:
-            labels = " or ".join(f"'{one.label}'" for one in chosen if one.bound == row.bound)
+            labels = " or ".join(sorted(f"'{one.label}'" for one in chosen if one.bound == row.bound))
             raise UserError(f"--baseline {name} stands for several rows of {task}; name one: {labels}.")
         found[row.bound] = row
     return found

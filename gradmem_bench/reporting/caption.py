@@ -118,6 +118,8 @@ def _baseline_lines(
     lacking = [section.heading for section in sections if section.heading and not any(r.versus for r in section.rows)]
     if lacking:
         yield f"No comparison {' and '.join(lacking)}: {baseline} has no row there, or the only one."
+    if len(found) > 1 and any(row.role != "method" for row in rows.values()):
+        yield f"The floor and the ceiling have no bound, and so no one row of {baseline} to stand against."
     differences = [one.difference for row in rows.values() for one in row.versus.values()]
     tests = list(dict.fromkeys(one.test for one in differences if one.test))
     if tests:
@@ -146,12 +148,14 @@ def _seed_lines(rows: dict[str, Row], verdicts: bool) -> Iterable[str]:
     trained = {label: row for label, row in rows.items() if row.seeds}
     several = {label: row for label, row in trained.items() if len(row.seeds) > 1}
     for seeds in dict.fromkeys(row.seeds for row in several.values()):
+        alike = {label: row for label, row in several.items() if row.seeds == seeds}
         scores = [
             f"{label} ({', '.join(f'{record.metrics[PRIMARY].value:.3f}' for record in row.records)})"
-            for label, row in several.items()
-            if row.seeds == seeds
+            for label, row in alike.items()
         ]
-        yield f"Over seeds {', '.join(map(str, seeds))}: {', '.join(scores)}; the intervals are for other seeds too."
+        # So many figures would bury the rest of the caption; CSV and JSON have them all.
+        named = ", ".join(scores) if len(scores) <= 4 else f"{len(scores)} rows"
+        yield f"Over seeds {', '.join(map(str, seeds))}: {named}; the intervals are for other seeds too."
     single = {label: row.seeds[0] for label, row in trained.items() if label not in several}
     if not single:
         return

@@ -8,7 +8,7 @@ from typing import Any
 
 from gradmem_bench.metrics import METRICS
 from gradmem_bench.reporting.comparison import Comparison, Section
-from gradmem_bench.reporting.rows import Row
+from gradmem_bench.reporting.rows import PRIMARY, Row
 from gradmem_bench.reporting.tables import NOT_RUN, NOTHING, columns_of, page_columns
 
 
@@ -116,6 +116,7 @@ def _flat(row: Row) -> dict[str, Any]:
         "batch_size": record.costs.batch_size,
         "n_seeds": len(row.seeds),
         "seeds": " ".join(map(str, row.seeds)),
+        "exact_match_by_seed": " ".join(str(one.metrics[PRIMARY].value) for one in row.records),
         **{
             f"train_{name}": row.trained(name)
             for name in ("steps", "queries", "tokens", "flops", "seconds", "tuned_trials", "trained_parameters")
@@ -194,6 +195,9 @@ def to_csv(tables: Iterable[Comparison]) -> str:
 
 
 def to_json(tables: Iterable[Comparison]) -> str:
-    """A list of tables, each with `title`, `rows` (unrounded; null is unknown) and `caption`."""
-    values = [{"title": table.title, "rows": _all(table), "caption": table.caption} for table in tables]
+    """A list of tables, each with `title`, `baseline`, `rows` (unrounded; null is unknown) and `caption`."""
+    values = [
+        {"title": table.title, "baseline": table.baseline, "rows": _all(table), "caption": table.caption}
+        for table in tables
+    ]
     return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

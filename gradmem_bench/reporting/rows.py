@@ -131,7 +131,10 @@ class Examples:
             UserError: they are not the answers that the record counts, or not to the first record's queries.
         """
         if record.run_id not in self._rows:
-            rows = list(self._read(record))
+            try:
+                rows = list(self._read(record))
+            except UserError as error:
+                raise UserError(f"{error} Only a table with --each-seed and without --baseline needs none.") from None
             right = sum(row.exact_match for row in rows)
             stated = record.metrics[PRIMARY]
             if len(rows) != stated.n or abs(right - stated.value * stated.n) > 1e-6 * stated.n:

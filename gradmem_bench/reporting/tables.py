@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 NOTHING, NOT_RUN = "–", "not run"
 
+# The parts of a table, see Column.
+_SCORE, _SIZE, _VERSUS, _COST = 0, 1, (2, 3), 4
+
 
 @dataclass(frozen=True)
 class Column:
@@ -25,7 +28,7 @@ class Column:
     header: str
     """The name, as short as a terminal needs it."""
     cell: Callable[[Row], str]
-    part: int = 0
+    part: int = _SCORE
     """Columns of a part stay together where a terminal is too narrow for all."""
     style: Callable[[Row], str] = lambda row: ""
 
@@ -125,7 +128,7 @@ _VERDICT_STYLES = {"better": "green", "worse": "red"}
 
 def _versus_columns(table: Comparison) -> list[Column]:
     columns = []
-    for part, name in enumerate(table.versus, start=2):
+    for part, name in zip(_VERSUS, table.versus, strict=False):
         title = {PRIMARY: "exact match", "f1": "F1"}[name]
         verdict = _verdict(name)
         columns += [
@@ -160,18 +163,18 @@ def columns_of(table: Comparison) -> list[Column]:
         *(seeds if any(len(row.seeds) > 1 for row in table.rows) else []),
         Column("normalised score", "norm.\nscore", lambda row: _number(row.normalized_score)),
         *(f1 if table.shows_f1 else []),
-        Column("state bytes", "state\nbytes", _state, 1),
-        Column("READ positions", "READ\npos.", lambda row: _size(row.size("read_positions"), _positions), 1),
-        Column("READ KV bytes", "READ KV\nbytes", lambda row: _size(row.size("read_kv_bytes"), format_bytes), 1),
+        Column("state bytes", "state\nbytes", _state, _SIZE),
+        Column("READ positions", "READ\npos.", lambda row: _size(row.size("read_positions"), _positions), _SIZE),
+        Column("READ KV bytes", "READ KV\nbytes", lambda row: _size(row.size("read_kv_bytes"), format_bytes), _SIZE),
         *_versus_columns(table),
         Column(
             "WRITE ms/context",
             "WRITE\nms/context",
             _milliseconds(lambda record: record.costs.write_seconds_per_context),
-            9,
+            _COST,
         ),
         Column("READ ms/query", "READ\nms/query", _milliseconds(lambda record: record.costs.read_seconds_per_query), 9),
-        Column("training steps, time", "training\nsteps, time", _train, 9),
+        Column("training steps, time", "training\nsteps, time", _train, _COST),
     ]
 
 
@@ -199,7 +202,7 @@ def page_columns(table: Comparison) -> list[Column]:
 
 # ---------------------------------------------------------------------------------------- terminal
 
-_GAP = 2
+_GAP, _LABEL = 2, 24
 
 
 def to_rich(table: Comparison, width: int = 80) -> "RenderableType":
@@ -209,25 +212,26 @@ def to_rich(table: Comparison, width: int = 80) -> "RenderableType":
 
     method, *rest = columns_of(table)
     headings = [section.heading for section in table.sections]
-    room = width - max(_width(method, table.rows), *map(len, headings))
+    # A longer name is folded.
+    room = width - min(_LABEL, max(_width(method, table.rows), *map(len, headings)))
     parts: list[list[Column]] = []
     free = -1
     for number in dict.fromkeys(column.part for column in rest):
         together = [column for column in rest if column.part == number]
         needed = sum(_width(column, table.rows) + _GAP for column in together)
-        # The first two parts, score and size, are one line as long as the method's name can be folded.
-        if parts and (number == 1 or needed <= free):
+        if needed <= free:
             parts[-1] += together
         else:
             parts.append(together)
             free = room
         free -= needed
-    blank = Text("")
-    drawn = [
-        part
-        for index, columns in enumerate(parts)
-        for part in (_grid([method, *columns], table.sections, index == 0), blank)
-    ]
+    blank, drawn = Text(""), []
+    for index, columns in enumerate(parts):
+        sections = table.sections
+        if all(column.part in _VERSUS for column in columns):
+            # Where nothing is compared, a part of comparisons alone has nothing to show.
+            sections = [section for section in sections if any(row.versus for row in section.rows)]
+        drawn += [_grid([method, *columns], sections, index == 0), blank]
     if sum(bool(heading) for heading in headings) > 1:
         drawn += [_by_bound(table), blank]
     notes = [Text(line, style="dim") for line in table.caption]

@@ -56,7 +56,7 @@ def compared(
 
     McNemar's test asks whether the discordant queries fall to either side like fair coins, thrown apart. Where a
     context has several queries they are not thrown apart: a state that lost its context loses all of its queries, to
-    one side. Counting queries as trials then calls differences that are not there (7 to 13 % of them at a level of
+    one side. Counting queries as trials then calls differences that are not there (8 to 12 % of the time at a level of
     5 %, see docs/statistics.md). Flipping the signs of whole contexts keeps the queries of a context together; with
     one query a context it is McNemar's test, flip for flip.
 

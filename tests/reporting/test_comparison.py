@@ -90,6 +90,7 @@ def test_seeds_are_one_row_and_their_spread_is_in_its_interval():
     scores = [records[run].metrics["exact_match"] for run in gradmem["run_ids"].split()]
     assert (gradmem["seeds"], gradmem["n_seeds"], len(scores)) == ("0 1 2", 3, 3)
     assert gradmem["exact_match"] == pytest.approx(np.mean([score.value for score in scores]))
+    assert [float(score) for score in gradmem["exact_match_by_seed"].split()] == [score.value for score in scores]
     # Every seed's own interval is narrower than three hundredths; the seeds lie 18 hundredths apart.
     assert gradmem["exact_match_low"] < min(score.low for score in scores)
     assert gradmem["exact_match_interval"] == "wilson, clustered by context and seed"
@@ -168,6 +169,16 @@ def test_other_queries_under_the_same_hash_are_refused(tmp_path, change, sentenc
     with pytest.raises(UserError, match=f"rmt and gradmem cannot be compared query by query: {re.escape(sentence)}"):
         tables(tmp_path, baseline="gradmem")
     assert len(tables(tmp_path)) == 1, "nothing is paired without a baseline"
+
+
+def test_missing_examples_are_needed_for_a_baseline_alone(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path / str(seed), answers(0.7, 50, seed), seed=seed)
+    (tmp_path / "1" / "examples.parquet").unlink()
+    for words in ([], ["--baseline=gradmem (seed 0)", "--each-seed"]):
+        errors = " ".join(command("compare", tmp_path, *words).errors.split())
+        assert "an examples.parquet was expected. Only a table with --each-seed and without --baseline" in errors
+    assert set(compared_rows(tmp_path, "--each-seed")) == {"gradmem (seed 0)", "gradmem (seed 1)"}
 
 
 def test_examples_that_do_not_add_up_to_their_record_are_refused(tmp_path):
@@ -266,6 +277,9 @@ def test_a_row_is_compared_under_its_own_bound(tmp_path):
         ("no_memory", "none"): None,  # which of the two bounds it should stand against is not to be said
     }
     assert "No comparison at most 8 positions: rmt has no row there, or the only one." in table.caption
+    assert "The floor and the ceiling have no bound, and so no one row of rmt to stand against." in table.caption
+    part = re.search(r"exact match − rmt.*?\n\n", drawn(table), re.DOTALL).group()
+    assert "at most 4 KiB" in part and "at most 8 positions" not in part and "no_memory" not in part
     [table] = tables(tmp_path, baseline="no_memory")
     assert {row.versus["exact_match"].verdict for row in table.rows if row.role == "method"} == {"better"}
 
