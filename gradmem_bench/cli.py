@@ -178,26 +178,43 @@ def compare(
             help="task: one table a task, refusing records that cannot be compared; config: one for each configuration."
         ),
     ] = "task",
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            help="The method that the others are compared with, query by query, or a row's name in the table."
+        ),
+    ] = None,
+    each_seed: Annotated[
+        bool, typer.Option("--each-seed", help="A row for every seed, rather than one for all seeds of a method.")
+    ] = False,
     format: Annotated[Format, typer.Option("--format", help="How the table is written.")] = Format.table,
 ) -> None:
-    """Show the table that records make: who answers best from how many bytes.
+    """Show the table that records make: who answers best from how many bytes, and what is more than chance.
 
-    [dim]gradmem-bench compare runs leaderboards --format markdown[/]
+    [dim]gradmem-bench compare runs leaderboards --baseline rmt --format markdown[/]
     """
+    from gradmem_bench.reporting import formats
     from gradmem_bench.reporting.comparison import comparison
-    from gradmem_bench.reporting.tables import to_csv, to_json, to_markdown, to_rich
-    from gradmem_bench.results import find_records
+    from gradmem_bench.reporting.tables import to_rich
+    from gradmem_bench.results import find_records, read_examples
 
     records = find_records(runs or [Path("runs")])
     if not records:
         raise UserError("There are no records here; make some with gradmem-bench run, or name a folder that has them.")
-    tables = comparison(records.values(), by)
+    folders = {record.run_id: path.parent for path, record in records.items()}
+    tables = comparison(records.values(), by, baseline, each_seed, lambda record: read_examples(folders[record.run_id]))
     if format == Format.table:
         console = _console()
-        for table in tables:
-            console.print(to_rich(table, console.width))
+        for index, table in enumerate(tables):
+            console.print(*[""] * bool(index), to_rich(table, console.width), sep="\n")
     else:
-        sys.stdout.write({Format.markdown: to_markdown, Format.csv: to_csv, Format.json: to_json}[format](tables))
+        write = {
+            Format.markdown: formats.to_markdown,
+            Format.csv: formats.to_csv,
+            Format.latex: formats.to_latex,
+            Format.json: formats.to_json,
+        }
+        sys.stdout.write(write[format](tables))
 
 
 @app.command("list")

@@ -21,7 +21,7 @@ class Metric:
 
     version: int
     kind: Literal["proportion", "mean"]
-    """`proportion`: each value is 0 or 1; `mean`: any number."""
+    """`proportion`: each value lies between 0 and 1; `mean`: any number."""
     unit: str
     meaning: str
     higher_is_better: bool = True
@@ -29,12 +29,14 @@ class Metric:
 
 METRICS: dict[str, Metric] = {
     "exact_match": Metric(1, "proportion", "share of queries", "The generated answer equals one of the targets."),
-    "f1": Metric(1, "mean", "0 to 1", "Words (of symbols: characters) shared by the generated answer and a target."),
+    "f1": Metric(
+        1, "proportion", "0 to 1", "Words (of symbols: characters) shared by the generated answer and a target."
+    ),
     "teacher_forced_exact_match": Metric(
         1, "proportion", "share of queries", "Each token of the first target is the likeliest after those before it."
     ),
     "token_accuracy": Metric(
-        1, "mean", "share of tokens", "Tokens of the first target that are the likeliest after those before it."
+        1, "proportion", "share of tokens", "Tokens of the first target that are the likeliest after those before it."
     ),
     "target_bits_per_token": Metric(
         1, "mean", "bits/token", "Negative log2-likelihood of the first target.", higher_is_better=False

@@ -29,6 +29,7 @@ class Format(StrEnum):
     table = "table"
     markdown = "markdown"
     csv = "csv"
+    latex = "latex"
     json = "json"
 
 

@@ -1,5 +1,7 @@
 """Records as an evaluation makes them, for the tests of whatever reads records."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from gradmem_bench.config import fingerprint
@@ -9,6 +11,7 @@ from gradmem_bench.results import (
     CodeVersion,
     Costs,
     Environment,
+    ExampleLog,
     ExampleRow,
     Measured,
     MeasuredFootprint,
@@ -19,7 +22,9 @@ from gradmem_bench.results import (
     SwapTest,
     TaskRecord,
     TrainingRecord,
+    write_record,
 )
+from gradmem_bench.running import metric_results
 from gradmem_bench.statistics import estimate
 
 CONTEXTS, PAIRS = 128, 4
@@ -173,3 +178,30 @@ def example_row(example_id: str = "test-0-0", **changes: Any) -> ExampleRow:
         "read_positions": 8,
     }
     return ExampleRow(**(values | changes))
+
+
+def write_run(
+    folder: Path, right: Sequence[bool], method: str = "gradmem", queries: int = 1, seed: int = 0, **changes: Any
+) -> RunRecord:
+    """A run's folder, with all its files: of each context so many `queries`, answered right or wrong as `right` says.
+
+    `changes` replace fields of the record.
+    """
+    rows = [
+        example_row(f"test-{index // queries}-{index % queries}", exact_match=bool(hit), f1=1.0 if hit else 0.25)
+        for index, hit in enumerate(right)
+    ]
+    log = ExampleLog(folder)
+    log.append(rows)
+    log.finish()
+    contexts = len(rows) // queries
+    sizes = {"limit": None, "contexts": contexts, "queries": len(rows)}
+    values = {
+        "task": TASK.model_copy(update=sizes),
+        "training": TRAINING.model_copy(update={"seed": seed}),
+        "metrics": metric_results(rows),
+        "run_id": folder.name,
+    }
+    record = run_record(method, **(values | changes))
+    write_record(record, folder)
+    return record

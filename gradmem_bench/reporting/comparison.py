@@ -5,44 +5,26 @@ metrics, same backbone. Everything else (training, machine, budget) is shown or 
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Literal
 
-from gradmem_bench.config import Budget, fingerprint, format_bytes
+from gradmem_bench.config import Budget, fingerprint
 from gradmem_bench.errors import UserError, did_you_mean
-from gradmem_bench.results import MetricResult, RunRecord
-
-PRIMARY = "exact_match"
-"""The metric that rows are ordered by and normalised on."""
-
-SWAP_MARK, BUDGET_MARK = "†", "‡"
+from gradmem_bench.reporting.baseline import against, baselines, no_baseline
+from gradmem_bench.reporting.caption import caption
+from gradmem_bench.reporting.rows import PRIMARY, Examples, Row, make_rows
+from gradmem_bench.results import ExampleRow, RunRecord
 
 
 @dataclass(frozen=True)
-class Row:
-    """One record in a table."""
+class Section:
+    """Rows of one bound, and the methods that were run under another bound but not under this one."""
 
-    label: str
-    """The method, with what tells it from the table's other records of that method."""
-    record: RunRecord
-    normalized_score: float | None
-    """(score - floor) / (ceiling - floor)."""
-    over_budget: tuple[str, ...]
-    """What was measured above the request, as clauses."""
-
-    def metric(self, name: str) -> MetricResult | None:
-        return self.record.metrics.get(name)
-
-    @property
-    def score(self) -> float | None:
-        found = self.metric(PRIMARY)
-        return found.value if found else None
-
-    @property
-    def swap_failed(self) -> bool:
-        """Whether a foreign state was answered from."""
-        return self.record.swap_test.passed is False
+    heading: str
+    """The bound; empty where the table has but one."""
+    rows: tuple[Row, ...]
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,28 +32,53 @@ class Comparison:
     """One table: rows that may be compared, in order, and the lines under them."""
 
     title: str
-    rows: tuple[Row, ...]
+    sections: tuple[Section, ...]
+    """The ceilings, the methods under each bound, the floors."""
     floor: Row | None
     ceiling: Row | None
+    baseline: str | None
+    """What rows stand against, as it was asked for; `None` where it has no row here."""
     caption: tuple[str, ...]
 
     @property
+    def rows(self) -> tuple[Row, ...]:
+        return tuple(row for section in self.sections for row in section.rows)
+
+    @property
     def shows_f1(self) -> bool:
-        """Whether F1 says anything that exact match does not: for text, when it differs."""
-        scores = [(row.metric("f1"), row.score) for row in self.rows if row.record.task.normalized_answers]
-        return any(f1 is not None and f1.value != score for f1, score in scores)
+        return says_more_than_exact_match(self.rows)
+
+    @property
+    def versus(self) -> tuple[str, ...]:
+        """The metrics on which rows stand against a baseline."""
+        return tuple(dict.fromkeys(name for row in self.rows for name in row.versus))
 
 
-def comparison(records: Iterable[RunRecord], by: str = "task") -> list[Comparison]:
+def says_more_than_exact_match(rows: Iterable[Row]) -> bool:
+    """Whether F1 says anything that exact match does not: for text, when it differs."""
+    scores = [(row.metric("f1"), row.score) for row in rows if row.record.task.normalized_answers]
+    return any(f1 is not None and f1.value != score for f1, score in scores)
+
+
+def comparison(
+    records: Iterable[RunRecord],
+    by: str = "task",
+    baseline: str | None = None,
+    each_seed: bool = False,
+    examples: Callable[[RunRecord], Sequence[ExampleRow]] | None = None,
+) -> list[Comparison]:
     """The tables that `records` make, sorted by task.
 
     Args:
         by: `task` makes one table a task and raises UserError for records of it that do not compare; `config` makes
             one table for each set of records that do.
+        baseline: the method, or the label of the row, that the others are compared with, query by query.
+        each_seed: gives every seed a row, in place of one row for all seeds of a method.
+        examples: reads a record's example rows; without them every seed has its row, and there is no baseline.
     """
     if by not in ("task", "config"):
         raise UserError(f"--by takes task or config, not '{by}'.{did_you_mean(by, ('task', 'config'))}")
-    tables = []
+    together = []
     distinct = sorted(_distinct(records), key=_task_name)
     for _, same_task in groupby(distinct, key=_task_name):
         groups: dict[str, list[RunRecord]] = {}
@@ -84,7 +91,11 @@ def comparison(records: Iterable[RunRecord], by: str = "task") -> list[Compariso
                 f"{one.task.name} do not belong in one table, since they differ in {_differences(one, other)}; "
                 "--by config makes a table for each."
             )
-        tables += [_table(group) for group in groups.values()]
+        together += groups.values()
+    methods = {record.method.name for group in together for record in group if record.method.role == "method"}
+    tables = [_table(group, methods, baseline, each_seed, examples) for group in together]
+    if baseline is not None and not any(table.baseline for table in tables):
+        raise no_baseline(baseline, [row for table in tables for row in table.rows])
     return tables
 
 
@@ -138,172 +149,65 @@ def _brief(value: Any) -> str:
     return text if len(text) <= 24 else f"{text[:12]}…"
 
 
-# ---------------------------------------------------------------------------------------------- rows
+# --------------------------------------------------------------------------------------------- table
 
 
-def _table(records: list[RunRecord]) -> Comparison:
-    floor, ceiling = _reference(records, "floor"), _reference(records, "ceiling")
+def _table(
+    records: list[RunRecord],
+    methods: set[str],
+    baseline: str | None,
+    each_seed: bool,
+    read: Callable[[RunRecord], Sequence[ExampleRow]] | None,
+) -> Comparison:
+    examples = None if read is None else Examples(read)
+    rows = make_rows(records, examples, each_seed)
+    floor, ceiling = _reference(rows, "floor"), _reference(rows, "ceiling")
     normalize = _normalization(floor, ceiling)
-    rows = [
-        Row(label, record, normalize(_score(record)), _over_budget(record))
-        for label, record in zip(_labels(records), records, strict=True)
-    ]
-    place = {"ceiling": 0, "method": 1, "floor": 2}
-    rows.sort(key=lambda row: (place[row.record.method.role], row.score is None, -(row.score or 0), row.label))
-    by_id = {row.record.run_id: row for row in rows}
-    floor_row, ceiling_row = (None if record is None else by_id[record.run_id] for record in (floor, ceiling))
+    rows = [replace(row, normalized_score=normalize(row.score)) for row in rows]
+    found = {} if baseline is None or examples is None else baselines(rows, baseline, records[0].task.name)
+    metrics = [PRIMARY, "f1"] if says_more_than_exact_match(rows) else [PRIMARY]
+    if found:
+        rows = against(rows, found, metrics, examples)
+    rows.sort(key=lambda row: (row.score is None, -(row.score or 0), row.label))
+    sections = tuple(_sections(rows))
+    rows = [row for section in sections for row in section.rows]
+    floor, ceiling = _reference(rows, "floor"), _reference(rows, "ceiling")
     title = f"{records[0].task.name} · {records[0].backbone.name}"
-    return Comparison(title, tuple(rows), floor_row, ceiling_row, tuple(_caption(rows, floor_row, ceiling_row)))
+    absent = sorted(methods - {row.record.method.name for row in rows})
+    lines = caption(sections, floor, ceiling, baseline, found, absent)
+    return Comparison(title, sections, floor, ceiling, baseline if found else None, tuple(lines))
 
 
-def _score(record: RunRecord) -> float | None:
-    return record.metrics[PRIMARY].value if PRIMARY in record.metrics else None
+def _sections(rows: Sequence[Row]) -> Iterable[Section]:
+    """The ceilings, the methods by what their state may cost, least first, and the floors; none of them empty."""
+    bounds = {row.bound for row in rows if row.role == "method"}
+    methods = {row.record.method.name for row in rows if row.role == "method"}
+    sections = [Section("", tuple(row for row in rows if row.role == "ceiling"))]
+    for bound in sorted(bounds, key=_order):
+        chosen = tuple(row for row in rows if row.role == "method" and row.bound == bound)
+        missing = sorted(methods - {row.record.method.name for row in chosen})
+        sections.append(Section(_heading(bound) if len(bounds) > 1 else "", chosen, tuple(missing)))
+    sections.append(Section("", tuple(row for row in rows if row.role == "floor")))
+    return [section for section in sections if section.rows]
 
 
-def _reference(records: list[RunRecord], role: Literal["floor", "ceiling"]) -> RunRecord | None:
+def _order(bound: Budget) -> tuple[bool, bool, int, int]:
+    """No bound, then those of bytes, then those of positions alone; the least first."""
+    return bound != Budget(), bound.bytes is None, bound.bytes or 0, bound.positions or 0
+
+
+def _heading(bound: Budget) -> str:
+    return "without a bound" if bound == Budget() else f"at most {bound}"
+
+
+def _reference(rows: Sequence[Row], role: Literal["floor", "ceiling"]) -> Row | None:
     """The best of the floors or of the ceilings: of several, the ones that make normalised scores lowest."""
-    scored = [record for record in records if record.method.role == role and _score(record) is not None]
-    return max(scored, key=_score, default=None)
+    scored = [row for row in rows if row.role == role and row.score is not None]
+    return max(scored, key=lambda row: row.score, default=None)
 
 
-def _normalization(floor: RunRecord | None, ceiling: RunRecord | None) -> Callable[[float | None], float | None]:
-    if floor is None or ceiling is None or _score(ceiling) <= _score(floor):
+def _normalization(floor: Row | None, ceiling: Row | None) -> Callable[[float | None], float | None]:
+    if floor is None or ceiling is None or ceiling.score <= floor.score:
         return lambda score: None
-    low, high = _score(floor), _score(ceiling)
+    low, high = floor.score, ceiling.score
     return lambda score: None if score is None else (score - low) / (high - low)
-
-
-def _over_budget(record: RunRecord) -> tuple[str, ...]:
-    budget, footprint = record.budget or Budget(), record.footprint
-    over = []
-    if budget.bytes is not None and footprint.state_bytes.max > budget.bytes:
-        found, allowed = format_bytes(footprint.state_bytes.max), format_bytes(budget.bytes)
-        over.append(f"up to {found} of state where {allowed} were allowed")
-    if budget.positions is not None and footprint.read_positions.max > budget.positions:
-        over.append(f"up to {footprint.read_positions.max:g} READ positions where {budget.positions} were allowed")
-    return tuple(over)
-
-
-def _labels(records: Sequence[RunRecord]) -> list[str]:
-    """The methods' names; several records of one method are told apart by seed, then by as little else as will do."""
-    labels = []
-    for record in records:
-        same = [other for other in records if other.method.name == record.method.name]
-        told = {other.run_id: _distinctions(other) for other in same}
-        varying = [
-            name
-            for name in dict.fromkeys(name for values in told.values() for name in values)
-            if len({values.get(name) for values in told.values()}) > 1
-        ]
-        mine, parts = told[record.run_id], []
-        for name in varying:
-            alike = [values for values in told.values() if all(values.get(part) == mine.get(part) for part in parts)]
-            if name == "seed" or len(alike) > 1:
-                parts.append(name)
-        # Seed last, as in "gradmem (inner_steps 5, seed 1)".
-        parts.sort(key=lambda name: name == "seed")
-        texts = [mine[name] if name == "run" else f"{name} {mine.get(name, 'none')}" for name in parts]
-        labels.append(f"{record.method.name} ({', '.join(texts)})" if texts else record.method.name)
-    return labels
-
-
-def _distinctions(record: RunRecord) -> dict[str, str]:
-    """What may tell one record of a method from another, in the order in which it is tried."""
-    training = record.training
-    return {
-        "seed": "none" if training is None else str(training.seed),
-        "budget": str(record.budget or Budget()),
-        **{name: str(value) for name, value in record.method.parameters.items()},
-        "steps": "0" if training is None else str(training.steps),
-        "run": record.run_id,
-    }
-
-
-# ------------------------------------------------------------------------------------------- caption
-
-
-def _caption(rows: list[Row], floor: Row | None, ceiling: Row | None) -> Iterable[str]:
-    task, backbone = rows[0].record.task, rows[0].record.backbone
-    source = task.source
-    where = f"{source.location}, hash {(source.content_hash or 'none')[:12]}"
-    where += f", revision {source.revision[:12]}" if source.revision else ""
-    compared = "under SQuAD’s normalisation" if task.normalized_answers else "letter by letter"
-    yield (
-        f"{task.name} version {task.version}, {task.split} split: {task.queries:,} queries on {task.contexts:,} "
-        f"contexts ({where}); answers compared {compared}."
-    )
-    yield (
-        f"Backbone {backbone.name}: {backbone.family}, {backbone.parameter_count:,} parameters, "
-        f"weights {backbone.weights_hash[:12]}."
-    )
-    bounds = dict.fromkeys(str(row.record.budget) for row in rows if row.record.budget is not None)
-    if bounds:
-        yield f"Bounds: {' or '.join(bounds)} for the methods; the floor and the ceiling have none."
-    yield "READ positions stand before the query; while it is answered, they hold KV in memory, of so many bytes."
-    yield _reference_line(rows, floor, ceiling)
-    yield _training_line(rows)
-    yield _machine_line(rows)
-    unknown = {(row.label, found.reason) for row in rows if (found := row.metric(PRIMARY)) and found.reason}
-    yield from (f"No interval for {label}: {reason}." for label, reason in sorted(unknown))
-    if any(size.min < size.max for row in rows for size in sizes(row.record)):
-        yield "~ is a mean over contexts of different sizes."
-    cut = [f"{row.label} {row.record.task.truncated_contexts:,}" for row in rows if row.record.task.truncated_contexts]
-    if cut:
-        yield f"Contexts cut to fit the backbone: {', '.join(cut)} of {task.contexts:,}."
-    untold = [row.label for row in rows if row.record.swap_test.passed is None and row.record.method.role == "method"]
-    if untold:
-        yield f"The swap test has no verdict on {', '.join(untold)}: there was nothing above chance to lose."
-    for row in rows:
-        if row.swap_failed:
-            outcome = row.record.swap_test.outcome.rstrip(".")
-            yield f"{SWAP_MARK} {row.label} did not pass the swap test: {outcome}."
-        for clause in row.over_budget:
-            yield f"{BUDGET_MARK} {row.label} is over its budget: {clause}."
-
-
-def sizes(record: RunRecord) -> tuple:
-    """The three sizes that a table shows of a state, each a Measured."""
-    return record.footprint.state_bytes, record.footprint.read_positions, record.footprint.read_kv_bytes
-
-
-def _reference_line(rows: list[Row], floor: Row | None, ceiling: Row | None) -> str:
-    missing = [name for name, row in (("floor", floor), ("ceiling", ceiling)) if row is None]
-    if missing:
-        return f"No {' and no '.join(missing)} among these records, so scores are not normalised."
-    references = f"floor {floor.label} {floor.score:.3f}, ceiling {ceiling.label} {ceiling.score:.3f}"
-    if ceiling.score <= floor.score:
-        return f"The ceiling is not above the floor, so scores are not normalised: {references}."
-    roles = [row.record.method.role for row in rows]
-    chosen = ", the best of several" if roles.count("floor") > 1 or roles.count("ceiling") > 1 else ""
-    return f"Normalised: (score − floor) / (ceiling − floor), {references}{chosen}."
-
-
-def _training_line(rows: list[Row]) -> str:
-    trained = {row.label: row.record.training for row in rows if row.record.training is not None}
-    if not trained:
-        return "Nothing was trained."
-    seeds = sorted({training.seed for training in trained.values()})
-    line = f"Seeds {', '.join(map(str, seeds))}." if len(seeds) > 1 else f"Seeds were not varied (seed {seeds[0]})."
-    unlike = []
-    for name in ("steps", "queries", "tokens", "tuned_trials"):
-        values = [getattr(training, name) for training in trained.values()]
-        if min(values) < max(values):
-            unlike.append(f"{name.replace('_', ' ')} {min(values):,} to {max(values):,}")
-    untrained = [row.label for row in rows if row.label not in trained]
-    unlike += [f"not at all {', '.join(untrained)}"] if untrained else []
-    line += f" Not trained alike: {'; '.join(unlike)}." if unlike else " Trained alike."
-    started = [label for label, training in trained.items() if training.initial_checkpoint]
-    return line + (f" Training went on from a checkpoint: {', '.join(started)}." if started else "")
-
-
-def _machine_line(rows: list[Row]) -> str:
-    machines, codes = {}, {}  # dicts, since sets would lose the order
-    for row in rows:
-        machine, code = row.record.environment, row.record.code
-        batch_size = row.record.costs.batch_size
-        threads = f"{machine.threads} thread{'s' * (machine.threads != 1)}"
-        machines[f"{machine.device}, {machine.dtype}, {threads}, evaluated {batch_size} at a time"] = None
-        commit = f" ({code.commit[:10]}{', changed' if code.dirty else ''})" if code.commit else ""
-        codes[f"{code.version}{commit}"] = None
-    unlike = " (unlike, so times do not compare)" if len(machines) > 1 else ""
-    return f"gradmem-bench {' and '.join(codes)} on {'; '.join(machines)}{unlike}."

@@ -1,23 +1,23 @@
-"""A comparison as a table: for the terminal, for a README, for a spreadsheet, for a program."""
+"""What the columns of a comparison are, and the comparison as a table in the terminal."""
 
-import csv
-import io
-import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gradmem_bench.config import format_bytes
-from gradmem_bench.metrics import METRICS
-from gradmem_bench.reporting.comparison import BUDGET_MARK, SWAP_MARK, Comparison, Row, comparison
-from gradmem_bench.results import Measured
+from gradmem_bench.reporting.caption import BUDGET_MARK, SWAP_MARK
+from gradmem_bench.reporting.comparison import Comparison, Section
+from gradmem_bench.reporting.rows import PRIMARY, Row
+from gradmem_bench.results import Measured, RunRecord
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
 
-__all__ = ["Comparison", "Row", "comparison", "to_csv", "to_json", "to_markdown", "to_rich"]
+NOTHING, NOT_RUN = "–", "not run"
 
-NOTHING = "–"
+# The parts of a table, see Column.
+_SCORE, _SIZE, _VERSUS, _COST = 0, 1, (2, 3), 4
 
 
 @dataclass(frozen=True)
@@ -28,26 +28,23 @@ class Column:
     header: str
     """The name, as short as a terminal needs it."""
     cell: Callable[[Row], str]
-    cost: bool = False
-    """Whether it is about time; a terminal too narrow for all shows these in a table of their own."""
+    part: int = _SCORE
+    """Columns of a part stay together where a terminal is too narrow for all."""
+    style: Callable[[Row], str] = lambda row: ""
 
 
 def _number(value: float | None, digits: int = 3) -> str:
     return NOTHING if value is None else f"{value:.{digits}f}"
 
 
-def _metric(name: str) -> Callable[[Row], str]:
+def metric_column(name: str, title: str, short: str) -> Column:
     def cell(row: Row) -> str:
         found = row.metric(name)
         if found is None or found.low is None:
             return _number(found.value if found else None)
         return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
 
-    return cell
-
-
-def _value(name: str) -> Callable[[Row], str]:
-    return lambda row: _number(found.value if (found := row.metric(name)) else None)
+    return Column(title, short, cell)
 
 
 def _size(size: Measured, unit: Callable[[float], str]) -> str:
@@ -58,8 +55,15 @@ def _positions(mean: float) -> str:
     return f"{mean:,.0f}" if mean == int(mean) or mean >= 100 else f"{mean:.1f}"
 
 
-def _figures(value: float) -> str:
+def figures(value: float | None) -> str:
+    """Two or three digits, never an exponent."""
+    if value is None:
+        return NOTHING
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2g}"
+
+
+def _milliseconds(number: Callable[[RunRecord], float]) -> Callable[[Row], str]:
+    return lambda row: figures(1000 * row.mean(number))
 
 
 def _duration(seconds: float) -> str:
@@ -69,8 +73,10 @@ def _duration(seconds: float) -> str:
 
 
 def _train(row: Row) -> str:
-    training = row.record.training
-    return NOTHING if training is None else f"{training.steps:,}, {_duration(training.seconds)}"
+    if not row.seeds:
+        return NOTHING
+    times = f" × {len(row.seeds)}" if len(row.seeds) > 1 else ""
+    return f"{row.trained('steps'):,.0f}, {_duration(row.trained('seconds'))}{times}"
 
 
 def _label(row: Row) -> str:
@@ -79,179 +85,202 @@ def _label(row: Row) -> str:
 
 def _state(row: Row) -> str:
     mark = f" {BUDGET_MARK}" if row.over_budget else ""
-    return f"{_size(row.record.footprint.state_bytes, format_bytes)}{mark}"
+    return f"{_size(row.size('state_bytes'), format_bytes)}{mark}"
 
 
-def _columns(table: Comparison) -> list[Column]:
+# ------------------------------------------------------------------------------------ the baseline
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "−")
+
+
+def _difference(table: Comparison, name: str) -> Callable[[Row], str]:
+    baselines = {one.versus[name].baseline for one in table.rows if name in one.versus}
+
+    def cell(row: Row) -> str:
+        if name not in row.versus:
+            return "baseline" if row.label in baselines else NOTHING
+        found = row.versus[name].difference
+        if found.value is None:
+            return NOTHING
+        if found.low is None:
+            return _signed(found.value)
+        return f"{_signed(found.value)} [{_signed(found.low)}, {_signed(found.high)}]"
+
+    return cell
+
+
+def _p(name: str) -> Callable[[Row], str]:
+    def cell(row: Row) -> str:
+        p = row.versus[name].p if name in row.versus else None
+        return NOTHING if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
+
+    return cell
+
+
+def _verdict(name: str) -> Callable[[Row], str]:
+    return lambda row: (row.versus[name].verdict if name in row.versus else None) or NOTHING
+
+
+_VERDICT_STYLES = {"better": "green", "worse": "red"}
+
+
+def _versus_columns(table: Comparison) -> list[Column]:
+    columns = []
+    for part, name in zip(_VERSUS, table.versus, strict=False):
+        title = {PRIMARY: "exact match", "f1": "F1"}[name]
+        verdict = _verdict(name)
+        columns += [
+            Column(
+                f"{title} − {table.baseline} [95 % interval]",
+                f"{title} − {table.baseline}\n[95 % interval]",
+                _difference(table, name),
+                part,
+            ),
+            Column(f"p ({title}, Holm)", "p\n(Holm)", _p(name), part),
+            Column(
+                f"verdict ({title})",
+                "\nverdict",
+                verdict,
+                part,
+                lambda row, verdict=verdict: _VERDICT_STYLES.get(verdict(row), ""),
+            ),
+        ]
+    return columns
+
+
+# ----------------------------------------------------------------------------------------- columns
+
+
+def columns_of(table: Comparison) -> list[Column]:
     """What a terminal shows."""
-    f1 = [Column("F1", "F1", _value("f1"))] if table.shows_f1 else []
+    f1 = [Column("F1", "F1", lambda row: _number(found.value if (found := row.metric("f1")) else None))]
+    seeds = [Column("seeds", "\nseeds", lambda row: str(len(row.seeds) or NOTHING))]
     return [
         Column("method", "method", _label),
-        Column("exact match [95 % interval]", "exact match\n[95 % interval]", _metric("exact_match")),
+        metric_column(PRIMARY, "exact match [95 % interval]", "exact match\n[95 % interval]"),
+        *(seeds if any(len(row.seeds) > 1 for row in table.rows) else []),
         Column("normalised score", "norm.\nscore", lambda row: _number(row.normalized_score)),
-        *f1,
-        Column("state bytes", "state\nbytes", _state),
-        Column("READ positions", "READ\npos.", lambda row: _size(row.record.footprint.read_positions, _positions)),
-        Column("READ KV bytes", "READ KV\nbytes", lambda row: _size(row.record.footprint.read_kv_bytes, format_bytes)),
+        *(f1 if table.shows_f1 else []),
+        Column("state bytes", "state\nbytes", _state, _SIZE),
+        Column("READ positions", "READ\npos.", lambda row: _size(row.size("read_positions"), _positions), _SIZE),
+        Column("READ KV bytes", "READ KV\nbytes", lambda row: _size(row.size("read_kv_bytes"), format_bytes), _SIZE),
+        *_versus_columns(table),
         Column(
             "WRITE ms/context",
             "WRITE\nms/context",
-            lambda row: _figures(row.record.costs.write_seconds_per_context * 1000),
-            cost=True,
+            _milliseconds(lambda record: record.costs.write_seconds_per_context),
+            _COST,
         ),
-        Column(
-            "READ ms/query",
-            "READ\nms/query",
-            lambda row: _figures(row.record.costs.read_seconds_per_query * 1000),
-            cost=True,
-        ),
-        Column("training steps, time", "training\nsteps, time", _train, cost=True),
+        Column("READ ms/query", "READ\nms/query", _milliseconds(lambda record: record.costs.read_seconds_per_query), 9),
+        Column("training steps, time", "training\nsteps, time", _train, _COST),
     ]
 
 
-def _page_columns(table: Comparison) -> list[Column]:
+def page_columns(table: Comparison) -> list[Column]:
     """What a page shows, where there is room."""
-    f1 = [Column("F1", "", _metric("f1"))] if table.shows_f1 else []
-    method, exact_match, normalized_score, *rest = (column for column in _columns(table) if column.name != "F1")
-    return [
-        method,
-        exact_match,
-        normalized_score,
-        *f1,
-        Column("teacher-forced exact match", "", _metric("teacher_forced_exact_match")),
-        Column("target bits/token", "", _metric("target_bits_per_token")),
-        *rest,
-        Column("state bytes per context token", "", lambda row: _figures(row.record.footprint.bytes_per_context_token)),
+    wide = [metric_column("f1", "F1", "")] if table.shows_f1 else []
+    wide += [
+        Column(name, "", lambda row, key=key: _number(found.value if (found := row.metric(key)) else None))
+        for key, name in (
+            ("teacher_forced_exact_match", "teacher-forced exact match"),
+            ("target_bits_per_token", "target bits/token"),
+        )
     ]
+    density = Column(
+        "state bytes per context token",
+        "",
+        lambda row: figures(row.mean(lambda record: record.footprint.bytes_per_context_token)),
+    )
+    plain = [column for column in columns_of(table) if column.name != "F1"]
+    place = 1 + [column.name for column in plain].index("normalised score")
+    bound = [Column("bound", "", lambda row: str(row.bound) if row.role == "method" else "")]
+    several = any(section.heading for section in table.sections)
+    return [*plain[:1], *(bound if several else []), *plain[1:place], *wide, *plain[place:], density]
 
 
-# ----------------------------------------------------------------------------------------- terminal
+# ---------------------------------------------------------------------------------------- terminal
 
-_GAP = 2
+_GAP, _LABEL = 2, 24
 
 
 def to_rich(table: Comparison, width: int = 80) -> "RenderableType":
-    """The table for a terminal of `width` characters, in two where one would be too wide."""
+    """The table for a terminal of `width` characters, in several parts where one would be too wide."""
     from rich.console import Group
     from rich.text import Text
 
-    columns = _columns(table)
-    if sum(_width(column, table.rows) + _GAP for column in columns) <= width:
-        parts = [columns]
-    else:
-        parts = [[column for column in columns if not column.cost], [columns[0], *(c for c in columns if c.cost)]]
-    blank = Text("")
-    drawn = [part for columns in parts for part in (_grid(columns, table.rows), blank)]
+    method, *rest = columns_of(table)
+    headings = [section.heading for section in table.sections]
+    # A longer name is folded.
+    room = width - min(_LABEL, max(_width(method, table.rows), *map(len, headings)))
+    parts: list[list[Column]] = []
+    free = -1
+    for number in dict.fromkeys(column.part for column in rest):
+        together = [column for column in rest if column.part == number]
+        needed = sum(_width(column, table.rows) + _GAP for column in together)
+        if needed <= free:
+            parts[-1] += together
+        else:
+            parts.append(together)
+            free = room
+        free -= needed
+    blank, drawn = Text(""), []
+    for index, columns in enumerate(parts):
+        sections = table.sections
+        if all(column.part in _VERSUS for column in columns):
+            # Where nothing is compared, a part of comparisons alone has nothing to show.
+            sections = [section for section in sections if any(row.versus for row in section.rows)]
+        drawn += [_grid([method, *columns], sections, index == 0), blank]
+    if sum(bool(heading) for heading in headings) > 1:
+        drawn += [_by_bound(table), blank]
     notes = [Text(line, style="dim") for line in table.caption]
     return Group(Text(table.title, style="bold"), blank, *drawn, *notes)
 
 
-def _width(column: Column, rows: Iterable[Row]) -> int:
+def _width(column: Column, rows: Sequence[Row]) -> int:
     return max(len(text) for text in [*column.header.split("\n"), *(column.cell(row) for row in rows)])
 
 
-def _grid(columns: Sequence[Column], rows: Sequence[Row]) -> "RenderableType":
+def _empty_grid(headers: Sequence[str]) -> "Table":
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
     # The box puts one space of the gap between columns.
     grid = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _GAP - 1, 0, 0), collapse_padding=True)
-    for index, column in enumerate(columns):
+    for index, header in enumerate(headers):
         # Cells are Text, since rich would take brackets for its markup.
-        grid.add_column(Text(column.header), justify="right" if index else "left", no_wrap=index > 0, overflow="fold")
-    for row, following in zip(rows, [*rows[1:], None], strict=True):
-        role = row.record.method.role
-        style = "yellow" if row.swap_failed or row.over_budget else "" if role == "method" else "dim"
-        last_of_role = following is not None and following.record.method.role != role
-        grid.add_row(*(Text(column.cell(row)) for column in columns), style=style, end_section=last_of_role)
+        grid.add_column(Text(header), justify="right" if index else "left", no_wrap=index > 0, overflow="fold")
     return grid
 
 
-# ------------------------------------------------------------------------------------- other formats
+def _grid(columns: Sequence[Column], sections: Sequence[Section], with_missing: bool) -> "Table":
+    from rich.text import Text
+
+    grid = _empty_grid([column.header for column in columns])
+    for section in sections:
+        if section.heading:
+            grid.add_row(Text(section.heading, style="italic"))
+        for row in section.rows:
+            style = "yellow" if row.swap_failed or row.over_budget else "" if row.role == "method" else "dim"
+            grid.add_row(*(Text(column.cell(row), style=column.style(row)) for column in columns), style=style)
+        for method in section.missing if with_missing else ():
+            grid.add_row(Text(method), NOT_RUN, *[NOTHING] * (len(columns) - 2), style="dim")
+        if section is not sections[-1]:
+            grid.add_section()
+    return grid
 
 
-def to_markdown(tables: Iterable[Comparison]) -> str:
-    """GitHub's Markdown, one heading, table and list of notes a comparison."""
-    blocks = []
-    for table in tables:
-        columns = _page_columns(table)
-        lines = [[column.name for column in columns], ["---"] * 2 + ["---:"] * (len(columns) - 2)]
-        lines += [[column.cell(row).replace("|", r"\|") for column in columns] for row in table.rows]
-        grid = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        notes = "\n".join(f"- {line}" for line in table.caption)
-        blocks.append(f"### {table.title}\n\n{grid}\n\n{notes}\n")
-    return "\n".join(blocks)
+def _by_bound(table: Comparison) -> "Table":
+    """The scores of every method under every bound."""
+    from rich.text import Text
 
-
-def _flat(row: Row) -> dict[str, Any]:
-    """Every number of a row and what it depends on, unrounded, in seconds and bytes."""
-    record = row.record
-    task, backbone, training, environment = record.task, record.backbone, record.training, record.environment
-    values: dict[str, Any] = {
-        "task": task.name,
-        "task_version": task.version,
-        "split": task.split,
-        "method": record.method.name,
-        "label": row.label,
-        "role": record.method.role,
-        "n_queries": task.queries,
-        "n_contexts": task.contexts,
-        "truncated_contexts": task.truncated_contexts,
-        "normalized_score": row.normalized_score,
-    }
-    for name in METRICS:
-        found = row.metric(name)
-        values[name] = found.value if found else None
-        values[f"{name}_low"] = found.low if found else None
-        values[f"{name}_high"] = found.high if found else None
-        values[f"{name}_n"] = found.n if found else None
-    for name in ("state_bytes", "read_positions", "read_kv_bytes"):
-        for statistic, value in getattr(record.footprint, name):
-            values[f"{name}_{statistic}"] = value
-    return values | {
-        "budget_bytes": record.budget.bytes if record.budget else None,
-        "budget_positions": record.budget.positions if record.budget else None,
-        "over_budget": bool(row.over_budget),
-        "context_tokens": record.footprint.context_tokens,
-        "bytes_per_context_token": record.footprint.bytes_per_context_token,
-        "swap_test_passed": record.swap_test.passed,
-        "write_seconds_per_context": record.costs.write_seconds_per_context,
-        "read_seconds_per_query": record.costs.read_seconds_per_query,
-        "batch_size": record.costs.batch_size,
-        **{
-            f"train_{name}": getattr(training, name) if training else None
-            for name in ("steps", "queries", "tokens", "flops", "seconds", "seed", "tuned_trials", "trained_parameters")
-        },
-        "backbone": backbone.name,
-        "backbone_weights_hash": backbone.weights_hash,
-        "data_location": task.source.location,
-        "data_revision": task.source.revision,
-        "data_hash": task.source.content_hash,
-        "device": environment.device,
-        "dtype": environment.dtype,
-        "code_version": record.code.version,
-        "code_commit": record.code.commit,
-        "code_dirty": record.code.dirty,
-        "config_hash": record.config_hash,
-        "run_id": record.run_id,
-    }
-
-
-def to_csv(tables: Iterable[Comparison]) -> str:
-    """All rows under one header, unrounded; what is unknown is empty."""
-    rows = [_flat(row) for table in tables for row in table.rows]
-    text = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return text.getvalue()
-
-
-def to_json(tables: Iterable[Comparison]) -> str:
-    """A list of tables, each with `title`, `rows` (unrounded; null is unknown) and `caption`."""
-    values = [
-        {"title": table.title, "rows": [_flat(row) for row in table.rows], "caption": table.caption} for table in tables
-    ]
-    return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    sections = [section for section in table.sections if section.heading]
+    bounds = [str(section.rows[0].bound) for section in sections]
+    grid = _empty_grid(["exact match", *(f"at most\n{bound}" if bound != "none" else "no bound" for bound in bounds)])
+    scores = {(row.label, index): row.score for index, section in enumerate(sections) for row in section.rows}
+    for label in dict.fromkeys(label for label, _ in scores):
+        cells = [_number(scores.get((label, index))) for index in range(len(sections))]
+        grid.add_row(Text(label), *cells)
+    return grid

@@ -1,0 +1,202 @@
+"""What must be said under a table: of the data, the seeds, the tests, and of all that differs beside the method."""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from gradmem_bench.config import Budget
+from gradmem_bench.reporting.rows import PRIMARY, Row
+from gradmem_bench.results import RunRecord
+
+if TYPE_CHECKING:
+    from gradmem_bench.reporting.comparison import Section
+
+SWAP_MARK, BUDGET_MARK = "†", "‡"
+
+
+def caption(
+    sections: Sequence["Section"],
+    floor: Row | None,
+    ceiling: Row | None,
+    baseline: str | None,
+    found: dict[Budget, Row],
+    absent: Sequence[str],
+) -> Iterable[str]:
+    """The lines under a table, whole sentences each.
+
+    Args:
+        baseline: what the rows were to be compared with.
+        found: the rows that this is, by their bound.
+        absent: methods of the other tables that have no row in this one.
+    """
+    labels = [row.label for section in sections for row in section.rows]
+    rows = {
+        row.label if labels.count(row.label) == 1 else f"{row.label} {section.heading}": row
+        for section in sections
+        for row in section.rows
+    }
+    records = [record for row in rows.values() for record in row.records]
+    yield from _what(records[0])
+    headings = [section.heading for section in sections if section.heading]
+    bounds = {str(row.bound) for row in rows.values() if row.bound != Budget()}
+    if headings:
+        yield "Methods are compared under the same bound on their state; the floor and the ceiling have none."
+    elif bounds:
+        yield f"Bounds: {' or '.join(bounds)} for the methods; the floor and the ceiling have none."
+    yield "READ positions stand before the query; while it is answered, they hold KV in memory, of so many bytes."
+    yield _reference_line(list(rows.values()), floor, ceiling)
+    yield from _baseline_lines(sections, rows, baseline, found)
+    if absent:
+        yield f"In other tables, but not run here: {', '.join(absent)}."
+    yield from _seed_lines(rows, verdicts=bool(found))
+    yield from _training_line(rows)
+    yield _machine_line(records)
+    for reason, labels in _grouped((row.metric(PRIMARY), label) for label, row in rows.items()).items():
+        yield f"No interval for {', '.join(labels)}: {reason}."
+    if any(size.min < size.max for row in rows.values() for size in sizes(row)):
+        yield "~ is a mean over contexts of different sizes."
+    cut = {label: max(record.task.truncated_contexts for record in row.records) for label, row in rows.items()}
+    if any(cut.values()):
+        texts = [f"{label} {count:,}" for label, count in cut.items() if count]
+        yield f"Contexts cut to fit the backbone: {', '.join(texts)} of {records[0].task.contexts:,}."
+    untold = [
+        label
+        for label, row in rows.items()
+        if row.role == "method" and any(record.swap_test.passed is None for record in row.records)
+    ]
+    if untold:
+        yield f"The swap test has no verdict on {', '.join(untold)}: there was nothing above chance to lose."
+    for label, row in rows.items():
+        for record in row.records:
+            if record.swap_test.passed is False:
+                outcome = record.swap_test.outcome.rstrip(".")
+                seed = f" with seed {record.training.seed}" if len(row.records) > 1 else ""
+                yield f"{SWAP_MARK} {label} did not pass the swap test{seed}: {outcome}."
+        for clause in row.over_budget:
+            yield f"{BUDGET_MARK} {label} is over its budget: {clause}."
+
+
+def sizes(row: Row) -> tuple:
+    """The three sizes that a table shows of a state, each a Measured."""
+    return row.size("state_bytes"), row.size("read_positions"), row.size("read_kv_bytes")
+
+
+def _what(record: RunRecord) -> Iterable[str]:
+    task, source, backbone = record.task, record.task.source, record.backbone
+    where = f"{source.location}, hash {(source.content_hash or 'none')[:12]}"
+    where += f", revision {source.revision[:12]}" if source.revision else ""
+    how = "under SQuAD’s normalisation" if task.normalized_answers else "letter by letter"
+    yield (
+        f"{task.name} version {task.version}, {task.split} split: {task.queries:,} queries on {task.contexts:,} "
+        f"contexts ({where}); answers compared {how}."
+    )
+    yield (
+        f"Backbone {backbone.name}: {backbone.family}, {backbone.parameter_count:,} parameters, "
+        f"weights {backbone.weights_hash[:12]}."
+    )
+
+
+def _reference_line(rows: list[Row], floor: Row | None, ceiling: Row | None) -> str:
+    missing = [name for name, row in (("floor", floor), ("ceiling", ceiling)) if row is None]
+    if missing:
+        return f"No {' and no '.join(missing)} among these records, so scores are not normalised."
+    references = f"floor {floor.label} {floor.score:.3f}, ceiling {ceiling.label} {ceiling.score:.3f}"
+    if ceiling.score <= floor.score:
+        return f"The ceiling is not above the floor, so scores are not normalised: {references}."
+    roles = [row.role for row in rows]
+    chosen = ", the best of several" if roles.count("floor") > 1 or roles.count("ceiling") > 1 else ""
+    return f"Normalised: (score − floor) / (ceiling − floor), {references}{chosen}."
+
+
+def _baseline_lines(
+    sections: Sequence["Section"], rows: dict[str, Row], baseline: str | None, found: dict[Budget, Row]
+) -> Iterable[str]:
+    if baseline is None:
+        return
+    if not found:
+        yield f"No {baseline} among these records to compare with."
+        return
+    lacking = [section.heading for section in sections if section.heading and not any(r.versus for r in section.rows)]
+    if lacking:
+        yield f"No comparison {' and '.join(lacking)}: {baseline} has no row there, or the only one."
+    if len(found) > 1 and any(row.role != "method" for row in rows.values()):
+        yield f"The floor and the ceiling have no bound, and so no one row of {baseline} to stand against."
+    differences = [one.difference for row in rows.values() for one in row.versus.values()]
+    tests = list(dict.fromkeys(one.test for one in differences if one.test))
+    if tests:
+        count = max(sum(name in row.versus for row in rows.values()) for name in (PRIMARY, "f1"))
+        corrected = f", corrected for the {count} comparisons of this table (Holm)" if count > 1 else ""
+        yield (
+            f"Differences to {baseline} are on the same queries, with 95 % intervals; p by {' or '.join(tests)}"
+            f"{corrected}. Tied: chance alone could have made the difference (p > 0.05), which is not to say that "
+            "there is none."
+        )
+    pairs = ((one.difference, label) for label, row in rows.items() for one in row.versus.values())
+    for reason, labels in _grouped(pairs).items():
+        yield f"No interval for the difference of {', '.join(dict.fromkeys(labels))}: {reason}."
+
+
+def _grouped(pairs: Iterable[tuple]) -> dict[str, list[str]]:
+    """What has a reason, by the reason."""
+    groups: dict[str, list[str]] = {}
+    for found, label in pairs:
+        if found is not None and found.reason:
+            groups.setdefault(found.reason, []).append(label)
+    return groups
+
+
+def _seed_lines(rows: dict[str, Row], verdicts: bool) -> Iterable[str]:
+    trained = {label: row for label, row in rows.items() if row.seeds}
+    several = {label: row for label, row in trained.items() if len(row.seeds) > 1}
+    for seeds in dict.fromkeys(row.seeds for row in several.values()):
+        alike = {label: row for label, row in several.items() if row.seeds == seeds}
+        scores = [
+            f"{label} ({', '.join(f'{record.metrics[PRIMARY].value:.3f}' for record in row.records)})"
+            for label, row in alike.items()
+        ]
+        # So many figures would bury the rest of the caption; CSV and JSON have them all.
+        named = ", ".join(scores) if len(scores) <= 4 else f"{len(scores)} rows"
+        yield f"Over seeds {', '.join(map(str, seeds))}: {named}; the intervals are for other seeds too."
+    single = {label: row.seeds[0] for label, row in trained.items() if label not in several}
+    if not single:
+        return
+    values = sorted(set(single.values()))
+    named = f" for {', '.join(single)}" if several else ""
+    if len(values) == 1:
+        line = f"Seeds were not varied{named} (seed {values[0]})"
+    else:
+        line = f"One seed a row{named} ({', '.join(map(str, values))})"
+    yield f"{line}: those intervals{' and verdicts' * verdicts} say nothing of another seed."
+
+
+def _training_line(rows: dict[str, Row]) -> Iterable[str]:
+    trained = {label: row for label, row in rows.items() if row.seeds}
+    if not trained:
+        yield "Nothing was trained."
+        return
+    unlike = []
+    for name in ("steps", "queries", "tokens", "tuned_trials"):
+        values = [getattr(record.training, name) for row in trained.values() for record in row.records]
+        if min(values) < max(values):
+            unlike.append(f"{name.replace('_', ' ')} {min(values):,} to {max(values):,}")
+    untrained = [label for label in rows if label not in trained]
+    unlike += [f"not at all {', '.join(untrained)}"] if untrained else []
+    line = f"Not trained alike: {'; '.join(unlike)}." if unlike else "Trained alike."
+    started = [
+        label
+        for label, row in trained.items()
+        if any(record.training is not None and record.training.initial_checkpoint for record in row.records)
+    ]
+    yield line + (f" Training went on from a checkpoint: {', '.join(started)}." if started else "")
+
+
+def _machine_line(records: Sequence[RunRecord]) -> str:
+    machines, codes = {}, {}  # dicts, since sets would lose the order
+    for record in records:
+        machine, code = record.environment, record.code
+        threads = f"{machine.threads} thread{'s' * (machine.threads != 1)}"
+        batch = record.costs.batch_size
+        machines[f"{machine.device}, {machine.dtype}, {threads}, evaluated {batch} at a time"] = None
+        commit = f" ({code.commit[:10]}{', changed' if code.dirty else ''})" if code.commit else ""
+        codes[f"{code.version}{commit}"] = None
+    unlike = " (unlike, so times do not compare)" if len(machines) > 1 else ""
+    return f"gradmem-bench {' and '.join(codes)} on {'; '.join(machines)}{unlike}."

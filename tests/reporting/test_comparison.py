@@ -1,0 +1,319 @@
+import csv
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import command
+from records import TASK, demo_records, run_record, write_run
+from rich.console import Console
+
+from gradmem_bench.config import Budget
+from gradmem_bench.errors import UserError
+from gradmem_bench.reporting.comparison import comparison
+from gradmem_bench.reporting.formats import to_csv, to_latex, to_markdown
+from gradmem_bench.reporting.tables import to_rich
+from gradmem_bench.results import ExampleLog, find_records, read_examples
+
+PUBLISHED = Path(__file__).parents[2] / "leaderboards" / "kv_small"
+
+
+def tables(folder: Path, **options):
+    records = find_records([folder])
+    places = {record.run_id: path.parent for path, record in records.items()}
+    return comparison(records.values(), examples=lambda record: read_examples(places[record.run_id]), **options)
+
+
+def drawn(table, width: int = 80) -> str:
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    console.print(to_rich(table, width))
+    return console.file.getvalue()
+
+
+def compared_rows(*arguments) -> dict[str, dict]:
+    """What `compare --format json` says of the rows of one table."""
+    done = command("compare", *arguments, "--format=json")
+    assert (done.code, done.errors) == (0, "")
+    [table] = json.loads(done.output)
+    return {row["label"]: row for row in table["rows"] if row["exact_match"] is not None}
+
+
+def answers(score: float, count: int, seed: int, difficulty=None) -> np.ndarray:
+    """Right and wrong answers: half of what makes a query hard is in `difficulty`, the same for all methods."""
+    noise = np.random.default_rng(seed).normal(size=count)
+    hard = noise if difficulty is None else (noise + difficulty) / np.sqrt(2)
+    return hard <= np.quantile(hard, score)
+
+
+# ------------------------------------------------------------------------------------------ verdicts
+
+
+def test_three_points_on_5000_queries_are_better_and_another_seed_is_tied(tmp_path):
+    difficulty = np.random.default_rng(9).normal(size=5000)
+    write_run(tmp_path / "rmt-0", answers(0.72, 5000, 0, difficulty), "rmt", parameters={})
+    write_run(tmp_path / "gradmem-0", answers(0.75, 5000, 1, difficulty), "gradmem")
+    write_run(tmp_path / "gradmem-1", answers(0.78, 5000, 2, difficulty), "gradmem", seed=1)
+    rows = compared_rows(tmp_path, "--baseline=rmt", "--each-seed")
+    better = rows["gradmem (seed 0)"]
+    assert better["exact_match_difference"] == pytest.approx(0.03)
+    assert better["exact_match_difference_verdict"] == "better"
+    assert better["exact_match_difference_test"] == "exact McNemar"
+    assert 0 < better["exact_match_difference_p"] <= better["exact_match_difference_p_holm"] < 0.001
+    assert 0.01 < better["exact_match_difference_low"] < 0.03 < better["exact_match_difference_high"] < 0.05
+
+    rows = compared_rows(tmp_path, "--baseline", "gradmem (seed 0)", "--each-seed")
+    other = rows["gradmem (seed 1)"]
+    assert (other["exact_match_difference"], other["exact_match_difference_verdict"]) == (pytest.approx(0.03), "tied")
+    assert other["exact_match_difference_p"] is other["exact_match_difference_low"] is None
+    assert other["exact_match_difference_reason"] == "it is the same method, and the difference is its seeds'"
+    assert rows["rmt"]["exact_match_difference_verdict"] == "worse"
+
+
+def test_published_runs_of_one_method_are_tied_and_two_methods_are_not():
+    scores = {seed: compared_rows(PUBLISHED, "--each-seed")[f"gradmem (seed {seed})"] for seed in (0, 1, 2)}
+    assert max(row["exact_match"] for row in scores.values()) > 0.1 + min(
+        row["exact_match"] for row in scores.values()
+    ), "seeds far apart, which a test on the queries alone would tell from each other"
+    rows = compared_rows(PUBLISHED, "--each-seed", "--baseline", "gradmem (seed 0)")
+    verdicts = {label: row["exact_match_difference_verdict"] for label, row in rows.items()}
+    assert {verdicts[f"gradmem (seed {seed})"] for seed in (1, 2)} == {"tied"}
+    assert {verdicts[f"rmt (seed {seed})"] for seed in (0, 1, 2)} == {"worse"}
+    assert verdicts["full_kv"] == "better" and verdicts["gradmem (seed 0)"] is None
+
+
+def test_seeds_are_one_row_and_their_spread_is_in_its_interval():
+    rows = compared_rows(PUBLISHED, "--baseline=rmt")
+    records = {record.run_id: record for record in find_records([PUBLISHED]).values()}
+    gradmem = rows["gradmem"]
+    scores = [records[run].metrics["exact_match"] for run in gradmem["run_ids"].split()]
+    assert (gradmem["seeds"], gradmem["n_seeds"], len(scores)) == ("0 1 2", 3, 3)
+    assert gradmem["exact_match"] == pytest.approx(np.mean([score.value for score in scores]))
+    assert [float(score) for score in gradmem["exact_match_by_seed"].split()] == [score.value for score in scores]
+    # Every seed's own interval is narrower than three hundredths; the seeds lie 18 hundredths apart.
+    assert gradmem["exact_match_low"] < min(score.low for score in scores)
+    assert gradmem["exact_match_interval"] == "wilson, clustered by context and seed"
+    assert gradmem["exact_match_difference_test"] == "t over seeds and contexts"
+    assert gradmem["exact_match_difference_verdict"] == "better"
+    assert 0.001 < gradmem["exact_match_difference_p"] < 0.01, "three seeds are little evidence, however many queries"
+    seconds = [records[run].training.seconds for run in gradmem["run_ids"].split()]
+    assert gradmem["train_seconds"] == pytest.approx(np.mean(seconds))
+    text = command("compare", PUBLISHED, "--baseline=rmt").output
+    assert "Over seeds 0, 1, 2: gradmem (0.781, 0.964, 0.852), rmt (0.255, 0.248, 0.249)" in " ".join(text.split())
+
+
+def test_queries_of_one_context_are_flipped_together_and_holm_counts_the_rows(tmp_path):
+    # Of 40 contexts with 10 queries, gradmem remembers 25 whole and rmt the 15 others: no McNemar test can see that.
+    whole = np.repeat(np.arange(40) < 25, 10)
+    write_run(tmp_path / "gradmem", whole, queries=10)
+    write_run(tmp_path / "rmt", ~whole, "rmt", queries=10)
+    write_run(tmp_path / "other", np.ones(400, dtype=bool), "other", queries=10)
+    rows = compared_rows(tmp_path, "--baseline=rmt")
+    gradmem, other = rows["gradmem"], rows["other"]
+    assert gradmem["exact_match_difference_test"] == "exact sign flips by context"
+    assert gradmem["exact_match_difference_verdict"] == "tied" and gradmem["exact_match_difference"] == 0.25
+    assert other["exact_match_difference_verdict"] == "better"
+    assert gradmem["exact_match_difference_p_holm"] == gradmem["exact_match_difference_p"]
+    assert other["exact_match_difference_p_holm"] == pytest.approx(2 * other["exact_match_difference_p"])
+
+
+def test_f1_of_text_is_compared_too(tmp_path):
+    task = TASK.model_copy(update={"normalized_answers": True, "contexts": 200, "queries": 400, "limit": None})
+    write_run(tmp_path / "rmt", answers(0.4, 400, 0), "rmt", queries=2, task=task)
+    write_run(tmp_path / "gradmem", answers(0.8, 400, 1), queries=2, task=task)
+    gradmem = compared_rows(tmp_path, "--baseline=rmt")["gradmem"]
+    assert gradmem["f1_difference"] == pytest.approx(0.75 * gradmem["exact_match_difference"])
+    assert gradmem["f1_difference_test"] == "sign flips by context, 20,000 drawn"
+    assert gradmem["f1_difference_p"] == 1 / 20_000 and gradmem["f1_difference_verdict"] == "better"
+    [table] = tables(tmp_path, baseline="rmt")
+    for text in (drawn(table), to_markdown([table])):
+        assert "exact match − rmt" in text and "F1 − rmt" in text
+
+
+# ------------------------------------------------------------------------------------------ refusals
+
+
+def test_a_baseline_is_one_row_and_is_there(tmp_path):
+    write_run(tmp_path / "a", answers(0.5, 50, 0), "rmt", parameters={"passes": 1})
+    write_run(tmp_path / "b", answers(0.6, 50, 1), "rmt", parameters={"passes": 2})
+    write_run(tmp_path / "c", answers(0.7, 50, 2))
+    with pytest.raises(UserError, match=re.escape("name one: 'rmt (passes 1)' or 'rmt (passes 2)'")):
+        tables(tmp_path, baseline="rmt")
+    with pytest.raises(UserError, match="--baseline gradmen: there is no such method .* Did you mean 'gradmem'"):
+        tables(tmp_path, baseline="gradmen")
+    [table] = tables(tmp_path, baseline="rmt (passes 2)")
+    assert {row.label for row in table.rows if row.versus} == {"rmt (passes 1)", "gradmem"}
+    write_run(tmp_path / "d", answers(0.6, 50, 1), task=TASK.model_copy(update={"name": "other", "queries": 50}))
+    _, other = tables(tmp_path, baseline="rmt (passes 2)")
+    assert "No rmt (passes 2) among these records to compare with." in other.caption
+    assert "In other tables, but not run here: rmt." in other.caption
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"example_id": "test-49-9"}, "test-49-9 is not among the second's"),
+        ({"context_id": "test-48"}, "test-49-0 has another context or other targets there"),
+        ({"targets": ["Zq"]}, "test-49-0 has another context or other targets there"),
+    ],
+)
+def test_other_queries_under_the_same_hash_are_refused(tmp_path, change, sentence):
+    write_run(tmp_path / "gradmem", answers(0.7, 50, 2))
+    write_run(tmp_path / "rmt", answers(0.6, 50, 1), "rmt")
+    rows = read_examples(tmp_path / "rmt")
+    (tmp_path / "rmt" / "examples.parquet").unlink()
+    log = ExampleLog(tmp_path / "rmt")
+    log.append([*rows[:-1], rows[-1].model_copy(update=change)])
+    log.finish()
+    with pytest.raises(UserError, match=f"rmt and gradmem cannot be compared query by query: {re.escape(sentence)}"):
+        tables(tmp_path, baseline="gradmem")
+    assert len(tables(tmp_path)) == 1, "nothing is paired without a baseline"
+
+
+def test_missing_examples_are_needed_for_a_baseline_alone(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path / str(seed), answers(0.7, 50, seed), seed=seed)
+    (tmp_path / "1" / "examples.parquet").unlink()
+    for words in ([], ["--baseline=gradmem (seed 0)", "--each-seed"]):
+        errors = " ".join(command("compare", tmp_path, *words).errors.split())
+        assert "an examples.parquet was expected. Only a table with --each-seed and without --baseline" in errors
+    assert set(compared_rows(tmp_path, "--each-seed")) == {"gradmem (seed 0)", "gradmem (seed 1)"}
+
+
+def test_examples_that_do_not_add_up_to_their_record_are_refused(tmp_path):
+    write_run(tmp_path / "gradmem", answers(0.7, 50, 2))
+    write_run(tmp_path / "rmt", answers(0.6, 50, 1), "rmt")
+    (tmp_path / "rmt" / "examples.parquet").write_bytes((tmp_path / "gradmem" / "examples.parquet").read_bytes())
+    with pytest.raises(UserError, match="The examples of rmt do not add up to its record: 35 of 50 are right, .* 0.6"):
+        tables(tmp_path, baseline="gradmem")
+
+
+# -------------------------------------------------------------------------------------------- seeds
+
+
+def test_what_differs_in_more_than_the_seed_is_not_one_row(tmp_path):
+    write_run(tmp_path / "a", answers(0.5, 50, 0))
+    write_run(tmp_path / "b", answers(0.6, 50, 1), seed=1)
+    write_run(tmp_path / "c", answers(0.7, 50, 2), seed=2, parameters={"memory_vectors": 8, "inner_steps": 5})
+    [table] = tables(tmp_path)
+    assert [(row.label, row.seeds) for row in table.rows] == [
+        ("gradmem (inner_steps 5)", (2,)),
+        ("gradmem (inner_steps 1)", (0, 1)),
+    ]
+    write_run(tmp_path / "d", answers(0.6, 50, 1), seed=1)
+    [table] = tables(tmp_path)
+    assert {len(row.records) for row in table.rows} == {1}, "a seed that is there twice is no second seed"
+
+
+def test_a_failed_swap_test_of_one_seed_marks_the_row(tmp_path):
+    first = write_run(tmp_path / "a", answers(0.5, 50, 0))
+    failed = first.swap_test.model_copy(update={"passed": False, "outcome": "0.6 were right."})
+    write_run(tmp_path / "b", answers(0.6, 50, 1), seed=1, swap_test=failed)
+    [table] = tables(tmp_path)
+    assert "gradmem †" in drawn(table)
+    assert "† gradmem did not pass the swap test with seed 1: 0.6 were right." in table.caption
+    assert next(csv.DictReader(io.StringIO(to_csv([table]))))["swap_test_passed"] == "False"
+
+
+# ------------------------------------------------------------------------------------------- bounds
+
+
+def bounded() -> list:
+    small, large = Budget(bytes=1024), Budget(bytes=4096)
+    return [
+        run_record("no_memory", "floor", 34, (0, 0), (0, 0), {}),
+        run_record("full_kv", "ceiling", 511, (24_576, 26_624), (24, 26), {}),
+        run_record("gradmem", right=473, budget=large, parameters={"memory_vectors": 16}),
+        run_record("gradmem", right=300, state_bytes=(1024, 1024), budget=small, parameters={"memory_vectors": 4}),
+        run_record("rmt", right=391, budget=large),
+        run_record("truncated_text", right=200, state_bytes=(8, 8), budget=Budget(positions=8)),
+    ]
+
+
+def test_methods_stand_under_their_bound_and_what_was_not_run_is_said():
+    [table] = comparison(bounded())
+    found = [(section.heading, [row.label for row in section.rows], section.missing) for section in table.sections]
+    assert found == [
+        ("", ["full_kv"], ()),
+        ("at most 1 KiB", ["gradmem"], ("rmt", "truncated_text")),
+        ("at most 4 KiB", ["gradmem", "rmt"], ("truncated_text",)),
+        ("at most 8 positions", ["truncated_text"], ("gradmem", "rmt")),
+        ("", ["no_memory"], ()),
+    ]
+    text = drawn(table)
+    assert max(map(len, text.splitlines())) <= 80
+    assert len(re.findall(r"^(?:rmt|gradmem|truncated_text) +not run", text, re.MULTILINE)) == 5
+    # The scores once more, methods against bounds.
+    grid = text[text.index("\nexact match ") :]
+    assert re.search(r"^gradmem +0\.586 +0\.924 +–$", grid, re.MULTILINE)
+    assert re.search(r"^rmt +– +0\.764 +–$", grid, re.MULTILINE)
+    assert "| rmt | 1 KiB | not run | – |" in to_markdown([table])
+    rows = list(csv.DictReader(io.StringIO(to_csv([table]))))
+    empty = [(row["method"], row["budget_bytes"]) for row in rows if row["exact_match"] == ""]
+    assert empty[:2] == [("rmt", "1024"), ("truncated_text", "1024")] and len(rows) == 6 + 5
+
+
+def test_a_row_is_compared_under_its_own_bound(tmp_path):
+    for name, budget, score in [
+        ("gradmem-4", Budget(bytes=4096), 0.9),
+        ("gradmem-1", Budget(bytes=1024), 0.5),
+        ("rmt-4", Budget(bytes=4096), 0.6),
+        ("rmt-1", Budget(bytes=1024), 0.5),
+        ("other-8", Budget(positions=8), 0.5),
+    ]:
+        write_run(tmp_path / name, answers(score, 400, len(name)), name.split("-")[0], budget=budget)
+    write_run(tmp_path / "floor", answers(0.1, 400, 0), "no_memory", role="floor")
+    [table] = tables(tmp_path, baseline="rmt")
+    verdicts = {
+        (row.label, str(row.bound)): row.versus["exact_match"].verdict if row.versus else None for row in table.rows
+    }
+    assert verdicts == {
+        ("gradmem", "1 KiB"): "tied",
+        ("rmt", "1 KiB"): None,
+        ("gradmem", "4 KiB"): "better",
+        ("rmt", "4 KiB"): None,
+        ("other", "8 positions"): None,
+        ("no_memory", "none"): None,  # which of the two bounds it should stand against is not to be said
+    }
+    assert "No comparison at most 8 positions: rmt has no row there, or the only one." in table.caption
+    assert "The floor and the ceiling have no bound, and so no one row of rmt to stand against." in table.caption
+    part = re.search(r"exact match − rmt.*?\n\n", drawn(table), re.DOTALL).group()
+    assert "at most 4 KiB" in part and "at most 8 positions" not in part and "no_memory" not in part
+    [table] = tables(tmp_path, baseline="no_memory")
+    assert {row.versus["exact_match"].verdict for row in table.rows if row.role == "method"} == {"better"}
+
+
+# ------------------------------------------------------------------------------------------ formats
+
+
+def test_a_comparison_fits_the_terminal():
+    [table] = tables(PUBLISHED, baseline="gradmem")
+    cells = ("−0.615 [−0.842, −0.388]", "baseline", "worse", "0.017", "600, 2 min × 3", "not run")
+    parts = {}
+    for width in (80, 110, 200):
+        text = drawn(table, width)
+        assert max(len(line.rstrip()) for line in text.splitlines()) <= width
+        parts[width] = text.count("full_kv  ")
+        assert [cell for cell in cells if cell not in text] == []
+    assert parts == {80: 3, 110: 2, 200: 1}
+
+
+def test_latex_is_a_tabular_with_every_character_escaped():
+    text = to_latex(comparison([*bounded(), run_record("a_b&c%", right=3, budget=Budget(bytes=1024))]))
+    body = text[text.index(r"\toprule") : text.index(r"\bottomrule")].splitlines()
+    lines = [line for line in body if line.endswith(r"\\") and "multicolumn" not in line]
+    widths = {len(re.findall(r"(?<!\\)&", line)) for line in lines}
+    assert len(lines) == 1 + 7 + 7 and len(widths) == 1
+    assert r"a\_b\&c\%" in text and "95 \\%" in text
+    assert not re.findall(r"(?<!\\)[%_#]", text.split("\n", 1)[1])
+    assert text.count("{") == text.count("}")
+    assert not re.findall(r"[^\x00-\x7f]", text)
+    done = command("compare", PUBLISHED, "--format=latex", "--baseline=rmt")
+    assert done.code == 0 and r"$-$0.068 [$-$0.080, $-$0.057]" in done.output
+
+
+def test_without_a_baseline_nothing_is_compared():
+    [table] = comparison(demo_records())
+    assert table.versus == () and not any(row.versus for row in table.rows)
+    assert "verdict" not in drawn(table) and "Differences" not in " ".join(table.caption)
