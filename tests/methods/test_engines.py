@@ -120,3 +120,34 @@ def test_finite_differences_of_the_outer_loss_are_its_gradient_by_every_engine(t
             assert slope == pytest.approx(float((found[name] * direction).sum()), rel=1e-5, abs=1e-8)
             directions[name] = slope
     assert len(directions) == 5
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("engine", ["unrolled", "recompute", "compiled"])
+def test_training_on_a_gpu_is_training_on_a_cpu(engine):
+    # Several updates, two backward passes each: what a captured graph overwrites would show.
+    weights = []
+    for device, by in (("cpu", "unrolled"), ("cuda", engine)):
+        method = fresh(by).to(device)
+        optimizer = torch.optim.SGD(method.parameters(), lr=0.05)
+        for _ in range(3):
+            for _ in range(2):
+                method.loss(batch_of(method).to(device)).total.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        weights.append({name: one.detach().cpu() for name, one in method.named_parameters()})
+    assert differ(weights[1], weights[0]) < 1e-8
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("engine", ["unrolled", "recompute", "compiled"])
+def test_bfloat16_products_on_a_gpu_give_the_gradient_of_float32_within_two_percent(engine):
+    found = []
+    for half in (False, True):
+        method = fresh(engine, inner_learning_rate=0.1).float().cuda()
+        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=half):
+            loss = method.loss(batch_of(method).to("cuda")).total
+        loss.backward()
+        found.append(torch.cat([one.grad.flatten() for one in method.parameters() if one.grad is not None]))
+        assert method.memory.vectors.grad.dtype == torch.float32
+    assert float((found[1] - found[0]).norm() / found[0].norm()) < 0.02
