@@ -208,7 +208,7 @@ class BackboneConfig(StrictModel):
     """Which causal LM, and, for a random one, its shape."""
 
     name: str
-    """A hub id, a local folder, or a small random model as FAMILY-LAYERSxWIDTH (`llama-2x64`, `gpt2-12x768`)."""
+    """A hub id, a local folder, or a small random model as FAMILY-LAYERSxWIDTH (`llama-2x64`, `mamba-4x128`)."""
     revision: str | None = None
     """The hub revision of the weights; `None` takes the newest, and the record says which that was."""
     tokenizer: str | None = None
@@ -218,7 +218,13 @@ class BackboneConfig(StrictModel):
     kv_heads: int | None = Field(default=None, ge=1)
     """Key-value heads of a random Llama; `None` is as many as heads (no grouping)."""
     max_positions: int = Field(default=1024, ge=8)
-    """Positions of a random model."""
+    """Positions of a random model with attention."""
+    state_size: int | None = Field(default=None, ge=1)
+    """Numbers that a random Mamba's scan keeps of each inner channel; `None` is 16."""
+    conv_kernel: int | None = Field(default=None, ge=2)
+    """Tokens that a random Mamba's convolution sees at a time; `None` is 4."""
+    expand: int | None = Field(default=None, ge=1)
+    """Inner channels of a random Mamba, in multiples of its width; `None` is 2."""
     init_std: float = Field(default=0.02, gt=0)
     """Standard deviation of a random model's initial weights."""
 
@@ -281,6 +287,8 @@ class MethodRecipe(StrictModel):
     """Checked against the class's own `Parameters`."""
     training: dict[str, Any] = {}
     """What this method changes in the task's training (see TrainingConfig)."""
+    backbone: dict[str, Any] = {}
+    """The backbone of a method that is a language model itself, in place of the task's (see BackboneConfig)."""
 
     @field_validator("implementation")
     @classmethod

@@ -143,8 +143,9 @@ def resolve(method: Entry, task: Entry, options: Options) -> Plan:
         f"method '{recipe.name}'",
     )
     loaded_task = load_task(Path(task.target), sections["task"])
-    backbone = _backbone_config(loaded_task, about, options, sections["backbone"])
+    backbone = _backbone_config(recipe, loaded_task, about, options, sections["backbone"])
     shape = load_backbone(backbone, loaded_task.tokenizer(), "meta", options.seed)
+    method_class.check(shape)
     if options.budget != Budget():
         try:
             parameters = method_class.fit(parameters, options.budget, shape)
@@ -206,7 +207,8 @@ def _settings(options: Options, method: str) -> tuple[dict[str, dict[str, Any]],
             raise UserError(f"--set {name} needs a key of it, for example --set {name}.KEY=VALUE.")
     sections = {name: given.get(name, {}) for name in _SECTIONS}
     own = dict(given.get(method, {}))
-    sections["training"] = merge(sections["training"], own.pop("training", {}))
+    for name in ("training", "backbone"):
+        sections[name] = merge(sections[name], own.pop(name, {}))
     return sections, merge({key: value for key, value in given.items() if not isinstance(value, dict)}, own)
 
 
@@ -224,11 +226,14 @@ def _checkpoint_of(load: Path, method: str) -> Path:
     return load
 
 
-def _backbone_config(task: Task, about: dict[str, Any], options: Options, settings: dict[str, Any]) -> BackboneConfig:
-    values: dict[str, Any] = about.get("backbone") or task.metadata.get("backbone", {})
-    if options.backbone is not None and options.backbone != values.get("name"):
-        values = {"name": options.backbone}
-    if "name" not in values and "name" not in settings:
+def _backbone_config(
+    recipe: MethodRecipe, task: Task, about: dict[str, Any], options: Options, settings: dict[str, Any]
+) -> BackboneConfig:
+    values: dict[str, Any] = about.get("backbone") or recipe.backbone or task.metadata.get("backbone", {})
+    name = settings.get("name", options.backbone)
+    if name is not None and name != values.get("name"):
+        values = {"name": name}
+    if "name" not in values:
         raise UserError(f"The task {task.name} names no backbone of its own; give one with --backbone.")
     return validated(BackboneConfig, merge(values, settings), "backbone")
 

@@ -251,6 +251,7 @@ def _record(
             parameters=plan.parameters.model_dump(mode="json"),
             role=plan.method_class.role,
             citation=plan.recipe.citation,
+            own_backbone=plan.method_class.needs == "recurrence",
         ),
         task=TaskRecord(
             name=plan.task.name,

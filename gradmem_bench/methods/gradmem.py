@@ -73,7 +73,7 @@ class GradMem(MemoryMethod):
             steps = steps if settings.evaluation_inner_steps is None else settings.evaluation_inner_steps
             descent = Descent("none")
         positions = settings.memory_vectors + contexts.ids.shape[1]
-        scores = len(contexts) * self.backbone.config.num_attention_heads * positions**2
+        scores = len(contexts) * self.backbone.attention_heads * positions**2
         large = descent.order == "second" and scores > _LARGE
 
         def loss(memory: Tensor, ids: Tensor, mask: Tensor) -> Tensor:

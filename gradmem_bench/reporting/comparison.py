@@ -1,7 +1,8 @@
 """What may stand in one table, and what must be said under it.
 
 Records belong together when their numbers would differ by the method alone: same task and settings, same data, same
-metrics, same backbone. Everything else (training, machine, budget) is shown or said.
+metrics, same backbone; a method that is a language model itself stands beside those on another. Everything else
+(training, machine, budget) is shown or said.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -11,7 +12,7 @@ from typing import Any, Literal
 
 from gradmem_bench.config import Budget, fingerprint, format_bytes
 from gradmem_bench.errors import UserError, did_you_mean
-from gradmem_bench.results import MetricResult, RunRecord
+from gradmem_bench.results import BackboneRecord, MetricResult, RunRecord
 
 PRIMARY = "exact_match"
 """The metric that rows are ordered by and normalised on."""
@@ -74,9 +75,7 @@ def comparison(records: Iterable[RunRecord], by: str = "task") -> list[Compariso
     tables = []
     distinct = sorted(_distinct(records), key=_task_name)
     for _, same_task in groupby(distinct, key=_task_name):
-        groups: dict[str, list[RunRecord]] = {}
-        for record in same_task:
-            groups.setdefault(fingerprint(_common(record)), []).append(record)
+        groups = _groups(same_task)
         if by == "task" and len(groups) > 1:
             one, other, *_ = (group[0] for group in groups.values())
             raise UserError(
@@ -86,6 +85,19 @@ def comparison(records: Iterable[RunRecord], by: str = "task") -> list[Compariso
             )
         tables += [_table(group) for group in groups.values()]
     return tables
+
+
+def _groups(records: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
+    """The records that belong together; a method with a backbone of its own joins the first others that it can."""
+    groups: dict[str, list[RunRecord]] = {}
+    for record in sorted(records, key=lambda record: record.method.own_backbone):
+        key = fingerprint(_common(record))
+        if record.method.own_backbone and key not in groups:
+            mine = _common(record, backbone=False)
+            others = (key for key, group in groups.items() if _common(group[0], backbone=False) == mine)
+            key = next(others, key)
+        groups.setdefault(key, []).append(record)
+    return groups
 
 
 def _task_name(record: RunRecord) -> str:
@@ -101,9 +113,10 @@ def _distinct(records: Iterable[RunRecord]) -> Iterable[RunRecord]:
     return runs.values()
 
 
-def _common(record: RunRecord) -> dict[str, Any]:
+def _common(record: RunRecord, backbone: bool = True) -> dict[str, Any]:
     """What all records of a table share, by the name a person knows it by."""
-    task, source, backbone = record.task, record.task.source, record.backbone
+    task, source = record.task, record.task.source
+    weights = {"backbone weights": record.backbone.weights_hash, "tokenizer": record.backbone.tokenizer}
     return {
         "task version": task.version,
         **{f"task setting {key}": value for key, value in task.settings.items()},
@@ -122,8 +135,7 @@ def _common(record: RunRecord) -> dict[str, Any]:
             for name, metric in record.metrics.items()
             if name != "reconstruction_nats_per_token"
         },
-        "backbone weights": backbone.weights_hash,
-        "tokenizer": backbone.tokenizer,
+        **(weights if backbone else {}),
     }
 
 
@@ -152,8 +164,13 @@ def _table(records: list[RunRecord]) -> Comparison:
     rows.sort(key=lambda row: (place[row.record.method.role], row.score is None, -(row.score or 0), row.label))
     by_id = {row.record.run_id: row for row in rows}
     floor_row, ceiling_row = (None if record is None else by_id[record.run_id] for record in (floor, ceiling))
-    title = f"{records[0].task.name} · {records[0].backbone.name}"
+    title = f"{records[0].task.name} · {_shared_backbone(rows).name}"
     return Comparison(title, tuple(rows), floor_row, ceiling_row, tuple(_caption(rows, floor_row, ceiling_row)))
+
+
+def _shared_backbone(rows: Sequence[Row]) -> BackboneRecord:
+    """The backbone of the rows that have none of their own, where there are such."""
+    return min(rows, key=lambda row: row.record.method.own_backbone).record.backbone
 
 
 def _score(record: RunRecord) -> float | None:
@@ -213,6 +230,7 @@ def _distinctions(record: RunRecord) -> dict[str, str]:
     return {
         "seed": "none" if training is None else str(training.seed),
         "budget": str(record.budget or Budget()),
+        "backbone": record.backbone.name,
         **{name: str(value) for name, value in record.method.parameters.items()},
         "steps": "0" if training is None else str(training.steps),
         "run": record.run_id,
@@ -223,7 +241,7 @@ def _distinctions(record: RunRecord) -> dict[str, str]:
 
 
 def _caption(rows: list[Row], floor: Row | None, ceiling: Row | None) -> Iterable[str]:
-    task, backbone = rows[0].record.task, rows[0].record.backbone
+    task, backbone = rows[0].record.task, _shared_backbone(rows)
     source = task.source
     where = f"{source.location}, hash {(source.content_hash or 'none')[:12]}"
     where += f", revision {source.revision[:12]}" if source.revision else ""
@@ -232,10 +250,11 @@ def _caption(rows: list[Row], floor: Row | None, ceiling: Row | None) -> Iterabl
         f"{task.name} version {task.version}, {task.split} split: {task.queries:,} queries on {task.contexts:,} "
         f"contexts ({where}); answers compared {compared}."
     )
-    yield (
-        f"Backbone {backbone.name}: {backbone.family}, {backbone.parameter_count:,} parameters, "
-        f"weights {backbone.weights_hash[:12]}."
-    )
+    yield f"Backbone {_described(backbone)}."
+    others = {row.label: row.record for row in rows if row.record.method.own_backbone}
+    for label, record in others.items():
+        if record.backbone != backbone:
+            yield f"{label} is a language model itself: {_described(record.backbone)}."
     bounds = dict.fromkeys(str(row.record.budget) for row in rows if row.record.budget is not None)
     if bounds:
         yield f"Bounds: {' or '.join(bounds)} for the methods; the floor and the ceiling have none."
@@ -259,6 +278,13 @@ def _caption(rows: list[Row], floor: Row | None, ceiling: Row | None) -> Iterabl
             yield f"{SWAP_MARK} {row.label} did not pass the swap test: {outcome}."
         for clause in row.over_budget:
             yield f"{BUDGET_MARK} {row.label} is over its budget: {clause}."
+
+
+def _described(backbone: BackboneRecord) -> str:
+    return (
+        f"{backbone.name}: {backbone.family}, {backbone.parameter_count:,} parameters, weights "
+        f"{backbone.weights_hash[:12]}"
+    )
 
 
 def sizes(record: RunRecord) -> tuple:

@@ -13,6 +13,7 @@ from gradmem_bench.loading import load_backbone
 from gradmem_bench.methods.base import MemoryMethod
 from gradmem_bench.methods.full_kv import FullKV
 from gradmem_bench.methods.gradmem import GradMem
+from gradmem_bench.methods.mamba import Mamba
 from gradmem_bench.methods.no_memory import NoMemory
 from gradmem_bench.methods.rmt import RMT
 from gradmem_bench.methods.truncated_text import TruncatedText
@@ -26,13 +27,27 @@ BACKBONES = {
     "llama": BackboneConfig(name="llama-2x32", kv_heads=2, **_SHAPE),
     "llama-one-kv-head": BackboneConfig(name="llama-2x32", kv_heads=1, **_SHAPE),
 }
+"""The families with attention."""
+RECURRENT = {"mamba": BackboneConfig(name="mamba-2x32", init_std=0.3, state_size=4)}
+EVERY_BACKBONE = {**BACKBONES, **RECURRENT}
 METHODS: dict[str, tuple[type[MemoryMethod], dict]] = {
     "gradmem": (GradMem, {"memory_vectors": 3, "inner_steps": 2, "inner_learning_rate": 0.3, "memory_std": 0.2}),
     "rmt": (RMT, {"memory_vectors": 3, "passes": 2, "memory_std": 0.2}),
     "full_kv": (FullKV, {}),
     "truncated_text": (TruncatedText, {}),
     "no_memory": (NoMemory, {}),
+    "mamba": (Mamba, {}),
 }
+
+
+def families(name: str) -> list[str]:
+    """The backbones that a method can stand on."""
+    kinds = {"attention": [*BACKBONES], "recurrence": [*RECURRENT], None: [*EVERY_BACKBONE]}
+    return kinds[METHODS[name][0].needs]
+
+
+PAIRS = [(family, name) for name in METHODS for family in families(name)]
+"""Every family of backbones with every method that can stand on it."""
 
 
 def key_value_task(**declaration) -> KeyValueRetrieval:
@@ -42,7 +57,7 @@ def key_value_task(**declaration) -> KeyValueRetrieval:
 @cache
 def backbone(name: str) -> Backbone:
     """The one random backbone of a family; tests that change weights take a fresh one from `load_backbone`."""
-    return load_backbone(BACKBONES[name], key_value_task().tokenizer(), "cpu", seed=3).requires_grad_(False)
+    return load_backbone(EVERY_BACKBONE[name], key_value_task().tokenizer(), "cpu", seed=3).requires_grad_(False)
 
 
 def build(name: str, on: Backbone, **settings) -> MemoryMethod:
