@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from gradmem_bench.backbone import Backbone
 from gradmem_bench.config import BackboneConfig
 from gradmem_bench.loading import load_backbone
+from gradmem_bench.methods.armt import ARMT
 from gradmem_bench.methods.base import MemoryMethod
 from gradmem_bench.methods.full_kv import FullKV
 from gradmem_bench.methods.gradmem import GradMem
@@ -37,6 +38,8 @@ METHODS: dict[str, tuple[type[MemoryMethod], dict]] = {
     "truncated_text": (TruncatedText, {}),
     "no_memory": (NoMemory, {}),
     "mamba": (Mamba, {}),
+    "armt": (ARMT, {"memory_vectors": 3, "memory_dimension": 4, "memory_std": 0.2}),
+    "armt in segments": (ARMT, {"memory_vectors": 3, "memory_dimension": 4, "segment_tokens": 5}),
 }
 
 
