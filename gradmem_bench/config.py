@@ -245,6 +245,8 @@ class TrainingConfig(StrictModel):
 
     steps: int = Field(default=2000, ge=0)
     """Optimiser steps in all, curriculum included."""
+    seconds: float | None = Field(default=None, gt=0)
+    """Seconds of training after which it stops, whatever its steps; a schedule that ends at zero does so by then."""
     batch_size: int = Field(default=64, ge=1)
     """Contexts in one optimiser step."""
     queries_per_context: int | None = Field(default=None, ge=1)
@@ -296,6 +298,19 @@ class MethodRecipe(StrictModel):
         if not re.fullmatch(r"[\w.]+:\w+", value):
             raise ValueError("expected module:Class, for example my_package.methods:MyMethod")
         return value
+
+
+class PretrainingRecipe(StrictModel):
+    """A backbone as `--preset` names it: its shape, and how it is trained on plain text."""
+
+    name: str
+    description: str = ""
+    backbone: dict[str, Any]
+    """The random model that training begins with (see BackboneConfig)."""
+    sequence_tokens: int = Field(default=512, ge=2)
+    """Tokens predicted in one sequence; documents follow one another in it, each behind an end-of-text token."""
+    training: dict[str, Any] = {}
+    """See TrainingConfig; `batch_size` and `validation_contexts` are in sequences."""
 
 
 def fingerprint(value: Any) -> str:

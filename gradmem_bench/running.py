@@ -116,7 +116,7 @@ def _trained(
         display.note(f"trained before: {training.steps} steps")
     else:
         identity = {"config_hash": plan.config_hash}
-        with display.training(plan) as report:
+        with display.training(config) as report:
             trainer = Trainer(method, stages, config, plan.options.seed, folder, accelerator, identity, report)
             accelerator.init_trackers("tensorboard")
             if trainer.resume():

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
+    from gradmem_bench.config import TrainingConfig
     from gradmem_bench.experiment import Plan
     from gradmem_bench.results import RunRecord
     from gradmem_bench.training import Progress as TrainingProgress
@@ -39,7 +40,7 @@ class RunDisplay:
         return Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
 
     @contextmanager
-    def training(self, plan: "Plan") -> Iterator[Callable[["TrainingProgress", float, bool], None]]:
+    def training(self, config: "TrainingConfig") -> Iterator[Callable[["TrainingProgress", float, bool], None]]:
         """A bar over the optimiser steps; yields what the trainer reports to."""
         columns = (
             TextColumn("  train"),
@@ -50,7 +51,7 @@ class RunDisplay:
         )
         last = {"step": None, "seconds": 0.0, "rate": 0.0}
         with self._bars(columns) as bars:
-            bar = bars.add_task("train", total=plan.training.steps, shown="")
+            bar = bars.add_task("train", total=config.steps, shown="")
 
             def report(progress: "TrainingProgress", loss: float, validated: bool) -> None:
                 if last["step"] is not None and progress.seconds > last["seconds"]:
@@ -63,10 +64,10 @@ class RunDisplay:
                 bars.update(bar, completed=progress.step, shown=shown)
                 if validated:
                     stage = progress.history[-1]["stage"]
-                    stages = len(plan.training.curriculum) + 1
+                    stages = len(config.curriculum) + 1
                     where = f" · stage {stage + 1}/{stages}" if stages > 1 else ""
                     if stage < stages - 1:
-                        eased = plan.training.curriculum[stage].task
+                        eased = config.curriculum[stage].task
                         where += f" ({', '.join(f'{key} {value}' for key, value in eased.items())})"
                     self.note(
                         f"step {progress.step:>6}{where} · loss {loss:.3f}{validation} · {progress.seconds:.0f} s"

@@ -69,7 +69,7 @@ class PlainARMT:
                     features = plain_features(key)
                     matrix += torch.outer(gate * (method.values[layer] @ token - known), features)
                     # A constant in the backward pass.
-                    normalizer += max(0.0, 1 - float(norm)) * features
+                    normalizer += max(0.0, 1 - float(norm.detach())) * features
                 # What a segment's tokens are compared with is what stood there before all of them.
                 self.matrices[layer], self.normalizers[layer] = matrix, normalizer
 
