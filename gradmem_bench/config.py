@@ -225,8 +225,8 @@ class BackboneConfig(StrictModel):
     """Tokens that a random Mamba's convolution sees at a time; `None` is 4."""
     expand: int | None = Field(default=None, ge=1)
     """Inner channels of a random Mamba, in multiples of its width; `None` is 2."""
-    init_std: float = Field(default=0.02, gt=0)
-    """Standard deviation of a random model's initial weights."""
+    init_std: float | None = Field(default=None, gt=0)
+    """Standard deviation of a random model's initial weights; `None` is its family's own, 0.1 for Mamba, else 0.02."""
 
 
 class Stage(StrictModel):

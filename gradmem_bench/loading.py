@@ -100,11 +100,12 @@ def _shape(config: BackboneConfig, preset: re.Match[str], tokenizer: PreTrainedT
         )
     common: dict[str, Any] = {
         "vocab_size": len(tokenizer),
-        "initializer_range": config.init_std,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "tie_word_embeddings": True,
     }
+    if config.init_std is not None:
+        common["initializer_range"] = config.init_std
     if preset["family"] == "gpt2":
         sizes = {"n_layer": layers, "n_embd": width, "n_head": heads, "n_positions": config.max_positions}
         return GPT2Config(**sizes, **common)

@@ -215,6 +215,12 @@ def test_a_name_that_is_nothing_is_refused_in_one_sentence(name, settings, parts
     assert "\n" not in sentence and len(sentence) < 500
 
 
+@pytest.mark.parametrize(("family", "std"), [("llama", 0.02), ("gpt2", 0.02), ("neox", 0.02), ("mamba", 0.1)])
+def test_without_another_the_initial_weights_are_as_wide_as_the_family_has_them(family, std):
+    on = load(f"{family}-1x64")
+    assert on.embed(torch.arange(70)).std().item() == pytest.approx(std, rel=0.1)
+
+
 def test_a_random_model_is_made_as_it_was_asked_for():
     on = load("llama-3x48", heads=6, kv_heads=2, max_positions=77, init_std=0.3)
     assert (on.layers, on.width, on.kv_heads, on.head_dim, on.max_positions) == (3, 48, 2, 8, 77)

@@ -103,3 +103,11 @@ def test_a_method_s_own_backbone_leaves_the_others_theirs():
     # What is asked for all stands over the recipe's own.
     plan = resolve(find("method", "mamba"), find("task", "kv_retrieval"), Options("mamba-1x64"))
     assert plan.backbone == BackboneConfig(name="mamba-1x64")
+
+
+def test_the_state_is_float32_under_autocast_too():
+    method = build("mamba", backbone("mamba"))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        state = method.write(Tokens.from_lists(ids_of(method.backbone, 9)))
+    assert {tensor.dtype for tensor in state.tensors.values()} == {torch.float32}
+    assert state.nbytes() == [method.footprint(method.settings, method.backbone, 9, 9).state_bytes]
