@@ -1,24 +1,38 @@
 """The backbone: a Hugging Face causal LM and its tokenizer, behind one way of running a prefix and a query.
 
-Every sequence that reaches the model is a *prefix* (what a memory became: embedding vectors, or a KV cache) and
-then tokens or embeddings. Padding may stand anywhere between them: masks keep it from being seen and positions
-are counted over what is not padding, so that a row's result does not depend on its batch.
+Every sequence that reaches the model is a *prefix* (what a memory became: embedding vectors, a KV cache, or the state
+of a recurrent model) and then tokens or embeddings. Padding may stand anywhere between them: masks keep it from being
+seen and positions are counted over what is not padding, so that a row's result does not depend on its batch.
 """
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, MambaModel, PreTrainedModel, PreTrainedTokenizerBase
 
+from gradmem_bench import recurrence
 from gradmem_bench.batch import Tokens
 from gradmem_bench.cross_entropy import linear_cross_entropy
 from gradmem_bench.errors import UserError
 
 Cache = tuple[tuple[Tensor, Tensor], ...]
-"""Keys and values of each layer, each (B, kv_heads, P, head_dim)."""
+"""Keys and values of each layer, each (B, kv_heads, P, head_dim); of a recurrent backbone a `recurrence.State`."""
+
+
+class LayerMemory(Protocol):
+    """A memory that each layer reads for itself."""
+
+    def read(self, layer: int, hidden: Tensor) -> Tensor:
+        """What is added to the input of a layer, (B, T, d) -> (B, T, d)."""
+
+    def select(self, rows: Tensor) -> "LayerMemory":
+        """The memories of the contexts `rows` (R,)."""
 
 
 @dataclass(frozen=True)
@@ -26,14 +40,16 @@ class Prefix:
     """What stands before the query, for B contexts: either `embeddings` or a `cache`.
 
     Args:
-        mask: (B, P), bool; false where a row is shorter than the longest.
+        mask: (B, P), bool; false where a row is shorter than the longest. A recurrent state has no positions: P is 0.
         embeddings: (B, P, d), in the space of the backbone's input embeddings.
-        cache: the keys and values that running the prefix would have produced.
+        cache: the keys and values, or the recurrent state, that running the prefix would have produced.
+        layer_memory: read by every layer for each position that is run, those of `embeddings` among them.
     """
 
     mask: Tensor
     embeddings: Tensor | None = None
     cache: Cache | None = None
+    layer_memory: LayerMemory | None = None
 
     def __post_init__(self) -> None:
         if (self.embeddings is None) == (self.cache is None):
@@ -53,6 +69,7 @@ class Prefix:
             self.mask[rows],
             None if self.embeddings is None else self.embeddings[rows],
             None if self.cache is None else tuple((keys[rows], values[rows]) for keys, values in self.cache),
+            None if self.layer_memory is None else self.layer_memory.select(rows),
         )
 
 
@@ -86,7 +103,7 @@ class Backbone(nn.Module):
 
     def _check(self) -> None:
         kind = type(self.model).__name__
-        if not isinstance(getattr(self.config, "max_position_embeddings", None), int):
+        if not (self.recurrent or isinstance(getattr(self.config, "max_position_embeddings", None), int)):
             raise UserError(f"{kind} is not supported: its configuration has no max_position_embeddings.")
         if self.device.type == "meta":
             return
@@ -127,6 +144,21 @@ class Backbone(nn.Module):
         return self.config.num_hidden_layers
 
     @property
+    def recurrent(self) -> bool:
+        """Whether it has a state of one size (Mamba) where others have attention over all positions."""
+        return isinstance(self.model.base_model, MambaModel)
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The layers themselves, each called with its input (B, T, d) first."""
+        lists = (module for module in self.model.base_model.modules() if isinstance(module, nn.ModuleList))
+        return next(blocks for blocks in lists if len(blocks) == self.layers)
+
+    @property
+    def attention_heads(self) -> int:
+        return 0 if self.recurrent else self.config.num_attention_heads
+
+    @property
     def kv_heads(self) -> int:
         return getattr(self.config, "num_key_value_heads", None) or self.config.num_attention_heads
 
@@ -136,11 +168,14 @@ class Backbone(nn.Module):
 
     @property
     def max_positions(self) -> int:
-        return self.config.max_position_embeddings
+        """As many as there are numbers for a recurrent one, which counts none."""
+        return sys.maxsize if self.recurrent else self.config.max_position_embeddings
 
     @property
     def kv_bytes_per_position(self) -> int:
         """`2 · layers · kv_heads · head_dim · itemsize`: what one position holds in memory while READ runs."""
+        if self.recurrent:
+            return 0
         itemsize = next(self.model.parameters()).element_size()
         return 2 * self.layers * self.kv_heads * self.head_dim * itemsize
 
@@ -180,38 +215,79 @@ class Backbone(nn.Module):
 
     def hidden(
         self, prefix: Prefix | None, embeddings: Tensor, mask: Tensor, keep_cache: bool = False
-    ) -> tuple[Tensor, DynamicCache | None]:
+    ) -> tuple[Tensor, DynamicCache | Cache | None]:
         """Runs a prefix and what follows it.
 
         Args:
             prefix: for B rows, or `None`.
             embeddings: (B, T, d), what follows.
             mask: (B, T), bool.
-            keep_cache: whether to return the keys and values of everything.
+            keep_cache: whether to return the keys and values of everything, or the recurrent state behind it.
         Returns:
             The last hidden states of every position that was run: (B, P + T, d) behind embeddings, (B, T, d) behind
             a cache or nothing; and the cache.
         Raises:
             UserError: a row is longer than the model has positions.
         """
-        past = DynamicCache() if keep_cache else None
-        whole_mask = mask
+        past = DynamicCache() if keep_cache and not self.recurrent else None
+        whole_mask, memory = mask, None
         if prefix is not None:
-            whole_mask = torch.cat([prefix.mask, mask], dim=1)
-            if prefix.cache is not None:
-                past = DynamicCache(ddp_cache_data=prefix.cache)
-            else:
+            whole_mask, memory = torch.cat([prefix.mask, mask], dim=1), prefix.layer_memory
+            if prefix.cache is None:
                 embeddings = torch.cat([prefix.embeddings.to(embeddings.dtype), embeddings], dim=1)
-        self._check_room(whole_mask)
-        positions = (whole_mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -embeddings.shape[1] :]
-        output = self.model.base_model(
-            inputs_embeds=embeddings,
-            attention_mask=whole_mask.long(),
-            position_ids=positions,
-            past_key_values=past,
-            use_cache=past is not None,
-        )
-        return output.last_hidden_state, past if keep_cache else None
+            else:
+                past = prefix.cache if self.recurrent else DynamicCache(ddp_cache_data=prefix.cache)
+        states, past = self._run(embeddings, whole_mask, past, memory)
+        return states, past if keep_cache else None
+
+    def _run(
+        self, embeddings: Tensor, mask: Tensor, past: DynamicCache | Cache | None, memory: LayerMemory | None
+    ) -> tuple[Tensor, DynamicCache | Cache | None]:
+        """The model's one call: embeddings (B, T, d) behind `past`, under a mask of both, (B, P + T)."""
+        if self.recurrent:
+            return recurrence.run(self.model.base_model, embeddings, mask[:, -embeddings.shape[1] :], past)
+        self._check_room(mask)
+        positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -embeddings.shape[1] :]
+
+        def add(layer: int, hidden: Tensor) -> Tensor:
+            return hidden + memory.read(layer, hidden).to(hidden.dtype)
+
+        with self.at_layers(before=add if memory is not None else None):
+            output = self.model.base_model(
+                inputs_embeds=embeddings,
+                attention_mask=mask.long(),
+                position_ids=positions,
+                past_key_values=past,
+                use_cache=past is not None,
+            )
+        return output.last_hidden_state, past
+
+    @contextmanager
+    def at_layers(
+        self,
+        before: Callable[[int, Tensor], Tensor] | None = None,
+        after: Callable[[int, Tensor], None] | None = None,
+    ) -> Iterator[None]:
+        """Within it, `before` gives each layer its input, (B, T, d), from what it would have been, and `after` is
+        shown what the layer made of it."""
+
+        def first(layer: int) -> Callable:
+            return lambda block, inputs: (before(layer, inputs[0]), *inputs[1:])
+
+        def then(layer: int) -> Callable:
+            return lambda block, inputs, output: after(layer, output[0] if isinstance(output, tuple) else output)
+
+        hooks = []
+        for layer, block in enumerate(self.blocks if before or after else ()):
+            if before is not None:
+                hooks.append(block.register_forward_pre_hook(first(layer)))
+            if after is not None:
+                hooks.append(block.register_forward_hook(then(layer)))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _check_room(self, mask: Tensor) -> None:
         # The width is known without waiting for the device; only what is wider than the model has to be counted.
@@ -222,13 +298,15 @@ class Backbone(nn.Module):
             )
 
     def prefill(self, tokens: Tokens) -> Prefix:
-        """The tokens' KV cache as a prefix."""
+        """The tokens' KV cache, or the recurrent state behind them, as a prefix."""
         _, cache = self.hidden(None, self.embed(tokens.ids), tokens.mask, keep_cache=True)
+        if self.recurrent:
+            return Prefix(tokens.mask[:, :0], cache=cache)
         return Prefix(tokens.mask, cache=tuple((layer.keys, layer.values) for layer in cache.layers))
 
     def _predictors(
         self, prefix: Prefix, tokens: Tokens, keep_cache: bool = False
-    ) -> tuple[Tensor, Tensor, DynamicCache | None]:
+    ) -> tuple[Tensor, Tensor, DynamicCache | Cache | None]:
         """The hidden states that predict: (B, 1 + T, d), the prefix's last position and then each token's.
 
         Also whether the first of them exists, (B,) bool: it does not behind an empty prefix, nor behind a cache.
@@ -297,14 +375,7 @@ class Backbone(nn.Module):
             if bool(finished.all()) or step == max_new_tokens - 1:
                 break
             mask = F.pad(mask, (0, 1), value=True)
-            self._check_room(mask)
-            output = self.model.base_model(
-                inputs_embeds=self.embed(token[:, None]),
-                attention_mask=mask.long(),
-                position_ids=mask.sum(dim=1, keepdim=True) - 1,
-                past_key_values=cache,
-                use_cache=True,
-            )
-            last = output.last_hidden_state[:, 0]
+            states, cache = self._run(self.embed(token[:, None]), mask, cache, prefix.layer_memory)
+            last = states[:, 0]
         answers = torch.stack(chosen, dim=1).tolist()
         return [answer[: answer.index(self.end_id)] if self.end_id in answer else answer for answer in answers]

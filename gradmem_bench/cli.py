@@ -170,6 +170,62 @@ def profile(
 
 
 @app.command()
+def pretrain(
+    preset: Annotated[str, typer.Option(help="A preset's name (see backbones/), or the path of its YAML.")],
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="Text files, or JSON lines or Parquet with a column 'text': one file or a folder. Files whose names "
+            "begin with 'validation' or 'test' are held out, else every 100th document."
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option(help="The folder that --backbone takes afterwards; a killed pretraining goes on in it.")
+    ],
+    tokenizer: Annotated[
+        str | None, typer.Option(help="A folder or a hub id, in place of the preset's tokenizer.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps, in place of the preset's.")] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="Stop after so many seconds of training, the learning rate at its end.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="A setting of the training or the backbone (training.batch_size=8). May be repeated.",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the weights and of the order of the data.")] = 0,
+    device: Annotated[Device, typer.Option(help="Where to run.")] = Device.auto,
+    dtype: Annotated[
+        Dtype, typer.Option(help="Precision of the computation; the weights stay float32.")
+    ] = Dtype.float32,
+) -> None:
+    """Train a small language model on plain text, for --backbone.
+
+    [dim]gradmem-bench pretrain --preset llama_26m --data TEXTS --output lm --dtype bfloat16[/]
+    """
+    from gradmem_bench.config import merge, parse_assignments
+    from gradmem_bench.registry import pretraining_recipe
+
+    recipe = pretraining_recipe(preset)
+    own = {
+        "backbone": {} if tokenizer is None else {"tokenizer": tokenizer},
+        "training": {key: value for key, value in (("steps", steps), ("seconds", seconds)) if value is not None},
+    }
+    given = merge(parse_assignments(settings or []), own)
+    from gradmem_bench.pretraining import perform, resolve
+    from gradmem_bench.reporting.progress import RunDisplay
+
+    console = _console()
+    plan = resolve(recipe, data, given, seed, _torch_device(device), dtype.value)
+    console.rule(f"[bold]{recipe.name}[/] · {plan.backbone.name}", align="left")
+    perform(plan, output, RunDisplay(console))
+
+
+@app.command()
 def compare(
     runs: Annotated[list[Path] | None, typer.Argument(help="Records, or folders of them; by default ./runs.")] = None,
     by: Annotated[
@@ -284,13 +340,9 @@ def _plans(
     # Names first: torch takes seconds to import.
     found = [find("method", name, include) for name in dict.fromkeys(methods)]
     wanted = _tasks(tasks, include)
-    import torch
-
     from gradmem_bench.experiment import Known, Options, resolve
 
-    if device == Device.cuda and not torch.cuda.is_available():
-        raise UserError("--device cuda: this machine's torch sees no GPU; take --device cpu.")
-    where = "cuda" if device != Device.cpu and torch.cuda.is_available() else "cpu"
+    where = _torch_device(device)
     names, known, plans = tuple(one.name for one in found), Known(), {}
     every = list(product(wanted, budgets, found))
     with _console(stderr=True).status("") as status:
@@ -312,6 +364,16 @@ def _tasks(names: list[str], include: list[Path]) -> list:
         for one in [find("task", member, include) for member in entry.members] or [entry]:
             found[one.target] = one
     return list(found.values())
+
+
+def _torch_device(device: Device) -> str:
+    """What torch calls the device; raises UserError where it has none."""
+    import torch
+
+    available = torch.cuda.is_available()
+    if device == Device.cuda and not available:
+        raise UserError("--device cuda: this machine's torch sees no GPU; take --device cpu.")
+    return "cuda" if device != Device.cpu and available else "cpu"
 
 
 def _console(stderr: bool = False) -> "Console":

@@ -215,7 +215,7 @@ class BackboneConfig(StrictModel):
     """Which causal LM, and, for a random one, its shape."""
 
     name: str
-    """A hub id, a local folder, or a small random model as FAMILY-LAYERSxWIDTH (`llama-2x64`, `gpt2-12x768`)."""
+    """A hub id, a local folder, or a small random model as FAMILY-LAYERSxWIDTH (`llama-2x64`, `mamba-4x128`)."""
     revision: str | None = None
     """The hub revision of the weights; `None` takes the newest, and the record says which that was."""
     tokenizer: str | None = None
@@ -225,9 +225,15 @@ class BackboneConfig(StrictModel):
     kv_heads: int | None = Field(default=None, ge=1)
     """Key-value heads of a random Llama; `None` is as many as heads (no grouping)."""
     max_positions: int = Field(default=1024, ge=8)
-    """Positions of a random model."""
-    init_std: float = Field(default=0.02, gt=0)
-    """Standard deviation of a random model's initial weights."""
+    """Positions of a random model with attention."""
+    state_size: int | None = Field(default=None, ge=1)
+    """Numbers that a random Mamba's scan keeps of each inner channel; `None` is 16."""
+    conv_kernel: int | None = Field(default=None, ge=2)
+    """Tokens that a random Mamba's convolution sees at a time; `None` is 4."""
+    expand: int | None = Field(default=None, ge=1)
+    """Inner channels of a random Mamba, in multiples of its width; `None` is 2."""
+    init_std: float | None = Field(default=None, gt=0)
+    """Standard deviation of a random model's initial weights; `None` is its family's own, 0.1 for Mamba, else 0.02."""
 
 
 class Stage(StrictModel):
@@ -246,6 +252,8 @@ class TrainingConfig(StrictModel):
 
     steps: int = Field(default=2000, ge=0)
     """Optimiser steps in all, curriculum included."""
+    seconds: float | None = Field(default=None, gt=0)
+    """Seconds of training after which it stops, whatever its steps; a schedule that ends at zero does so by then."""
     batch_size: int = Field(default=64, ge=1)
     """Contexts in one optimiser step."""
     queries_per_context: int | None = Field(default=None, ge=1)
@@ -288,6 +296,8 @@ class MethodRecipe(StrictModel):
     """Checked against the class's own `Parameters`."""
     training: dict[str, Any] = {}
     """What this method changes in the task's training (see TrainingConfig)."""
+    backbone: dict[str, Any] = {}
+    """The backbone of a method that is a language model itself, in place of the task's (see BackboneConfig)."""
 
     @field_validator("implementation")
     @classmethod
@@ -295,6 +305,19 @@ class MethodRecipe(StrictModel):
         if not re.fullmatch(r"[\w.]+:\w+", value):
             raise ValueError("expected module:Class, for example my_package.methods:MyMethod")
         return value
+
+
+class PretrainingRecipe(StrictModel):
+    """A backbone as `--preset` names it: its shape, and how it is trained on plain text."""
+
+    name: str
+    description: str = ""
+    backbone: dict[str, Any]
+    """The random model that training begins with (see BackboneConfig)."""
+    sequence_tokens: int = Field(default=512, ge=2)
+    """Tokens predicted in one sequence; documents follow one another in it, each behind an end-of-text token."""
+    training: dict[str, Any] = {}
+    """See TrainingConfig; `batch_size` and `validation_contexts` are in sequences."""
 
 
 def fingerprint(value: Any) -> str:

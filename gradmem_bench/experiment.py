@@ -179,8 +179,9 @@ def resolve(method: Entry, task: Entry, options: Options, known: Known | None = 
     )
     known = known or Known()
     loaded_task = known.task(Path(task.target), sections["task"])
-    backbone = _backbone_config(loaded_task, about, options, sections["backbone"])
+    backbone = _backbone_config(recipe, loaded_task, about, options, sections["backbone"])
     shape = known.shape(backbone, loaded_task)
+    method_class.check(shape)
     budget, requested = method_class.asked_of(options.budget), parameters
     if budget != Budget():
         try:
@@ -249,7 +250,8 @@ def _settings(options: Options, method: str) -> tuple[dict[str, dict[str, Any]],
             raise UserError(f"--set {name} needs a key of it, for example --set {name}.KEY=VALUE.")
     sections = {name: given.get(name, {}) for name in _SECTIONS}
     own = dict(given.get(method, {}))
-    sections["training"] = merge(sections["training"], own.pop("training", {}))
+    for name in ("training", "backbone"):
+        sections[name] = merge(sections[name], own.pop(name, {}))
     return sections, merge({key: value for key, value in given.items() if not isinstance(value, dict)}, own)
 
 
@@ -267,11 +269,14 @@ def _checkpoint_of(load: Path, method: str) -> Path:
     return load
 
 
-def _backbone_config(task: Task, about: dict[str, Any], options: Options, settings: dict[str, Any]) -> BackboneConfig:
-    values: dict[str, Any] = about.get("backbone") or task.metadata.get("backbone", {})
-    if options.backbone is not None and options.backbone != values.get("name"):
-        values = {"name": options.backbone}
-    if "name" not in values and "name" not in settings:
+def _backbone_config(
+    recipe: MethodRecipe, task: Task, about: dict[str, Any], options: Options, settings: dict[str, Any]
+) -> BackboneConfig:
+    values: dict[str, Any] = about.get("backbone") or recipe.backbone or task.metadata.get("backbone", {})
+    name = settings.get("name", options.backbone)
+    if name is not None and name != values.get("name"):
+        values = {"name": name}
+    if "name" not in values:
         raise UserError(f"The task {task.name} names no backbone of its own; give one with --backbone.")
     return validated(BackboneConfig, merge(values, settings), "backbone")
 

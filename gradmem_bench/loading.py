@@ -15,6 +15,7 @@ from transformers import (
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
+    MambaConfig,
     PretrainedConfig,
     PreTrainedTokenizerBase,
 )
@@ -25,7 +26,8 @@ from gradmem_bench.errors import UserError, did_you_mean
 from gradmem_bench.registry import recipe_folder
 
 _PRESET = re.compile(r"(?P<family>[a-z0-9]+)-(?P<layers>\d+)x(?P<width>\d+)")
-_FAMILIES = ("llama", "gpt2", "neox")
+_FAMILIES = ("llama", "gpt2", "neox", "mamba")
+_ATTENTION_KEYS, _MAMBA_KEYS = ("heads", "kv_heads", "max_positions"), ("state_size", "conv_kernel", "expand")
 _FALLBACK_TOKENIZER = "openai-community/gpt2"
 
 
@@ -80,10 +82,15 @@ def _random(
 
 def _shape(config: BackboneConfig, preset: re.Match[str], tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
     layers, width = int(preset["layers"]), int(preset["width"])
+    mamba = preset["family"] == "mamba"
+    foreign = [key for key in (_ATTENTION_KEYS if mamba else _MAMBA_KEYS) if key in config.model_fields_set]
+    if foreign:
+        kind = "has no attention" if mamba else "is no Mamba"
+        raise UserError(f"backbone.{foreign[0]} means nothing to {config.name}, which {kind}.")
     heads = config.heads or max(1, width // (32 if width <= 256 else 64))
     if layers < 1 or width < 1:
         raise UserError(f"{config.name} has nothing in it: a random backbone takes at least 1 layer and some width.")
-    if width % heads or (width // heads) % 2:
+    if not mamba and width % heads or (width // heads) % 2:
         raise UserError(
             f"{config.name} with {heads} heads has no even head size; set backbone.heads to a divisor of {width}."
         )
@@ -93,17 +100,20 @@ def _shape(config: BackboneConfig, preset: re.Match[str], tokenizer: PreTrainedT
         )
     common: dict[str, Any] = {
         "vocab_size": len(tokenizer),
-        "initializer_range": config.init_std,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "tie_word_embeddings": True,
     }
+    if config.init_std is not None:
+        common["initializer_range"] = config.init_std
     if preset["family"] == "gpt2":
         sizes = {"n_layer": layers, "n_embd": width, "n_head": heads, "n_positions": config.max_positions}
         return GPT2Config(**sizes, **common)
-    sizes = {
-        "num_hidden_layers": layers,
-        "hidden_size": width,
+    sizes = {"num_hidden_layers": layers, "hidden_size": width}
+    if mamba:
+        given = {key: value for key in _MAMBA_KEYS if (value := getattr(config, key)) is not None}
+        return MambaConfig(**sizes, **given, **common)
+    sizes |= {
         "intermediate_size": 4 * width,
         "num_attention_heads": heads,
         "max_position_embeddings": config.max_positions,
@@ -114,7 +124,7 @@ def _shape(config: BackboneConfig, preset: re.Match[str], tokenizer: PreTrainedT
 
 
 def _pretrained(config: BackboneConfig, where: str, device: str) -> Backbone:
-    names = {"heads", "kv_heads", "max_positions", "init_std", "tokenizer"} & config.model_fields_set
+    names = {*_ATTENTION_KEYS, *_MAMBA_KEYS, "init_std", "tokenizer"} & config.model_fields_set
     if names:
         raise UserError(f"backbone.{sorted(names)[0]} shapes a random backbone, but {config.name} has its own.")
     try:

@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-from gradmem_bench.config import MethodRecipe, load_yaml, validated
+from gradmem_bench.config import MethodRecipe, PretrainingRecipe, load_yaml, validated
 from gradmem_bench.errors import UserError, did_you_mean
 
 Kind = Literal["method", "task"]
@@ -100,6 +100,17 @@ def method_recipe(entry: Entry) -> MethodRecipe:
     if _is_file(entry):
         return validated(MethodRecipe, load_yaml(Path(entry.target)), entry.target)
     return validated(MethodRecipe, {"name": entry.name, "class": entry.target}, entry.origin)
+
+
+def pretraining_recipe(name: str) -> PretrainingRecipe:
+    """The preset of that name, or in that YAML file; raises UserError where there is none, or it is broken."""
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        known = {file.stem: file for file in recipe_folder("backbone").glob("*.yaml")}
+        if name not in known:
+            raise UserError(f"There is no preset '{name}'.{did_you_mean(name, known)}")
+        path = known[name]
+    return validated(PretrainingRecipe, load_yaml(path), str(path))
 
 
 def load_object(target: str, entry: Entry) -> Any:

@@ -156,7 +156,7 @@ def _trained(
             checkpoints.share(source, path)
     else:
         identity = {"config_hash": plan.config_hash}
-        with display.training(plan) as report:
+        with display.training(config) as report:
             trainer = Trainer(method, stages, config, plan.options.seed, folder, accelerator, identity, report)
             accelerator.init_trackers("tensorboard")
             if trainer.resume():
@@ -282,6 +282,7 @@ def _method_record(plan: Plan) -> MethodRecord:
         parameters=plan.parameters.model_dump(mode="json"),
         role=plan.method_class.role,
         citation=plan.recipe.citation,
+        own_backbone=plan.method_class.needs == "recurrence",
     )
 
 

@@ -1,4 +1,4 @@
-"""One training loop for every method, on Accelerate: curriculum, validation, early stop, and resume.
+"""One training loop for every method, and for a backbone, on Accelerate: curriculum, validation, early stop, resume.
 
 What step s trains on is a function of the seed and s alone. A run that was killed therefore goes on from its last
 checkpoint exactly as if it had not been.
@@ -8,10 +8,11 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -37,10 +38,43 @@ _SEED_STRIDE = 2**24
 """How far apart two seeds begin in a generated stream, in documents."""
 
 
+Autocast = Callable[[], AbstractContextManager]
+
+
+class Stage(Protocol):
+    """A part of a training: examples to draw batches from, and a score on others."""
+
+    until: float | None
+    """The validation score at which the next stage begins; `None` for the last one."""
+    steps: int | None
+    """The most steps to spend; `None` has no bound but the training's own."""
+    lower_is_better: ClassVar[bool]
+    """Whether the score is a loss."""
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the examples are too many to be gone through twice, and come in an order that says nothing."""
+
+    def __len__(self) -> int:
+        """How many examples there are."""
+
+    def length(self, index: int) -> int:
+        """What example `index` costs, in any unit: a batch is made of like ones."""
+
+    def batch(
+        self, indices: Sequence[int], method: MemoryMethod, config: TrainingConfig, generator: np.random.Generator
+    ) -> Batch:
+        """The examples `indices`."""
+
+    def score(self, method: MemoryMethod, config: TrainingConfig, autocast: Autocast) -> float:
+        """What training selects by."""
+
+
 @dataclass(frozen=True)
 class TrainingStage:
     """A part of the curriculum with its documents at hand; the last one is the task itself."""
 
+    lower_is_better: ClassVar[bool] = False
     task: Task
     documents: Sequence[Document]
     validation: list[EncodedDocument]
@@ -49,6 +83,32 @@ class TrainingStage:
     """The validation score at which the next stage begins; `None` for the task itself."""
     steps: int | None
     """The most steps to spend; `None` has no bound but the training's own."""
+
+    @property
+    def is_stream(self) -> bool:
+        return len(self.documents) > _STREAM
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    def length(self, index: int) -> int:
+        return len(self.documents[index].context)
+
+    def batch(
+        self, indices: Sequence[int], method: MemoryMethod, config: TrainingConfig, generator: np.random.Generator
+    ) -> Batch:
+        if self.is_stream:
+            # A generator makes a slice at once much faster than one document after another.
+            step = indices[1] - indices[0] if len(indices) > 1 else 1
+            documents = self.documents[indices[0] : indices[-1] + 1][::step]
+        else:
+            documents = [self.documents[index] for index in indices]
+        encoded = encode_documents(documents, self.task, method.backbone, self.max_context_tokens)
+        return training_batch(encoded, method.backbone.end_id, config.queries_per_context, generator)
+
+    def score(self, method: MemoryMethod, config: TrainingConfig, autocast: Autocast) -> float:
+        """The share of queries whose target's tokens are all the most probable ones."""
+        return Evaluator(method, self.task, config.batch_size, autocast=autocast).teacher_forced_score(self.validation)
 
 
 @dataclass
@@ -71,6 +131,11 @@ class Progress:
     """One row a validation: step, stage, loss, score, learning rate, seconds."""
 
 
+@lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, total: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(total)
+
+
 class Trainer:
     """Trains one method.
 
@@ -88,7 +153,7 @@ class Trainer:
     def __init__(
         self,
         method: MemoryMethod,
-        stages: Sequence[TrainingStage],
+        stages: Sequence[Stage],
         config: TrainingConfig,
         seed: int,
         folder: Path,
@@ -147,15 +212,15 @@ class Trainer:
 
     # -------------------------------------------------------------------------------------------- data
 
-    def _indices(self, stage: TrainingStage, step: int) -> list[int]:
-        """Which documents step `step` of a stage trains on, from the seed and the step alone.
+    def _indices(self, stage: Stage, step: int) -> list[int]:
+        """Which examples step `step` of a stage trains on, from the seed and the step alone.
 
         A data set is shuffled epoch by epoch; batches are then made within stretches of a few, by length, because a
         batch costs what its longest context costs. A generated stream is never gone through twice; each seed begins
         elsewhere in it.
         """
-        size, total = self.config.batch_size, len(stage.documents)
-        if total > _STREAM:
+        size, total = self.config.batch_size, len(stage)
+        if stage.is_stream:
             start = (self.seed * _SEED_STRIDE + step * size) % (total - size)
             return list(range(start, start + size))
         # A stretch longer than an epoch would put the copies of a document side by side, into one batch.
@@ -165,25 +230,17 @@ class Trainer:
         drawn: list[int] = []
         while len(drawn) < count * size:
             epoch, offset = divmod(first + len(drawn), total)
-            order = np.random.default_rng([self.seed, epoch]).permutation(total)
-            drawn += order[offset : offset + count * size - len(drawn)].tolist()
-        drawn.sort(key=lambda index: len(stage.documents[index].context))
+            drawn += _order(self.seed, epoch, total)[offset : offset + count * size - len(drawn)].tolist()
+        drawn.sort(key=stage.length)
         batches = [drawn[start : start + size] for start in range(0, len(drawn), size)]
         # Shuffled again: the loss should not rise and fall with the length.
         return batches[np.random.default_rng([self.seed, stretch]).permutation(count)[place]]
 
     def _batch(self, stage_index: int, step: int, stage_began: int) -> Batch:
         stage = self.stages[stage_index]
-        indices = self._indices(stage, step - stage_began)
-        if len(stage.documents) > _STREAM:
-            # A generator makes a slice at once much faster than one document after another.
-            documents = stage.documents[indices[0] : indices[-1] + 1]
-        else:
-            documents = [stage.documents[index] for index in indices]
         share = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
-        encoded = encode_documents(documents[share], stage.task, self.method.backbone, stage.max_context_tokens)
-        generator = np.random.default_rng([self.seed, step])
-        return training_batch(encoded, self.method.backbone.end_id, self.config.queries_per_context, generator)
+        indices = self._indices(stage, step - stage_began)[share]
+        return stage.batch(indices, self.method, self.config, np.random.default_rng([self.seed, step]))
 
     def _batches(self, executor: ThreadPoolExecutor) -> Iterator[Batch]:
         """The batches from the present step on, each prepared while the one before it is trained on."""
@@ -201,11 +258,13 @@ class Trainer:
     # ---------------------------------------------------------------------------------------- training
 
     def learning_rate(self, step: int) -> float:
-        """The learning rate of step `step`, counted from 0."""
+        """The learning rate of step `step`, counted from 0; where seconds are bounded, it ends with them as well."""
         config = self.config
         warmup = min(100, config.steps // 10) if config.warmup_steps is None else config.warmup_steps
         warm = min(1.0, (step + 1) / max(1, warmup))
         done = min(1.0, max(0, step - warmup) / max(1, config.steps - warmup))
+        if config.seconds is not None:
+            done = min(1.0, max(done, self.progress.seconds / config.seconds))
         decay = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[config.schedule]
         return config.learning_rate * warm * decay
 
@@ -222,7 +281,10 @@ class Trainer:
                 started = time.perf_counter()
                 loss = self._step(next(batches))
                 progress.step += 1
-                validate = progress.step % config.evaluate_every == 0 or progress.step == config.steps
+                last = progress.step == config.steps
+                if config.seconds is not None and progress.seconds + time.perf_counter() - started >= config.seconds:
+                    last, progress.stopped_because = True, f"{config.seconds:g} seconds were spent"
+                validate = last or progress.step % config.evaluate_every == 0
                 if validate:
                     self._validate(loss)
                 progress.seconds += time.perf_counter() - started
@@ -277,8 +339,7 @@ class Trainer:
     def _validate(self, loss: float) -> None:
         progress, config = self.progress, self.config
         stage = self.stages[progress.stage]
-        evaluator = Evaluator(self.method, stage.task, config.batch_size, autocast=self.accelerator.autocast)
-        score = evaluator.teacher_forced_score(stage.validation)
+        score = stage.score(self.method, config, self.accelerator.autocast)
         rate = self.learning_rate(progress.step - 1)
         row = {"step": progress.step, "stage": progress.stage, "loss": loss, "score": score, "learning_rate": rate}
         progress.history.append({**row, "seconds": round(progress.seconds, 3)})
@@ -291,13 +352,17 @@ class Trainer:
                 progress.stage += 1
                 progress.stage_began = progress.step
             return
-        improved = progress.best_score is None or score > progress.best_score
+        best = progress.best_score
+        improved = best is None or (score < best if stage.lower_is_better else score > best)
         progress.validations_since_best = 0 if improved else progress.validations_since_best + 1
         if improved or score == progress.best_score:
             # Of equal scores the later weights have seen more.
             progress.best_score, progress.best_step = score, progress.step
             self.best = {name: tensor.clone() for name, tensor in checkpoints.trained_tensors(self.method).items()}
-        if config.stop_at is not None and score >= config.stop_at:
+        at_goal = config.stop_at is not None and (
+            score <= config.stop_at if stage.lower_is_better else score >= config.stop_at
+        )
+        if at_goal:
             progress.stopped_because = f"the validation score reached {config.stop_at:g}"
         elif config.patience is not None and progress.validations_since_best >= config.patience:
             progress.stopped_because = f"{config.patience} validations brought no better score"

@@ -9,10 +9,10 @@ from methods.matrix import BACKBONES, backbone, build, byte_tokenizer, ids_of, k
 from transformers import (
     AutoModelForCausalLM,
     CohereConfig,
+    FalconMambaConfig,
     Gemma2Config,
     GPT2Config,
     GPTNeoXConfig,
-    MambaConfig,
     OPTConfig,
 )
 
@@ -169,7 +169,7 @@ def test_write_and_read_see_one_function_in_training_too(config):
     [
         Gemma2Config(**TINY, intermediate_size=32, head_dim=8, num_key_value_heads=1, final_logit_softcapping=30.0),
         CohereConfig(**TINY, intermediate_size=32, logit_scale=0.0625),
-        MambaConfig(vocab_size=72, hidden_size=16, num_hidden_layers=1),
+        FalconMambaConfig(vocab_size=72, hidden_size=16, num_hidden_layers=1),
     ],
     ids=lambda config: config.model_type,
 )

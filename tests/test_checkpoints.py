@@ -3,7 +3,7 @@ import resource
 
 import pytest
 import torch
-from methods.matrix import BACKBONES, METHODS, build, ids_of, key_value_task
+from methods.matrix import EVERY_BACKBONE, PAIRS, build, ids_of, key_value_task
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -17,7 +17,8 @@ ABOUT = {"parameters": {"memory_vectors": 3}, "progress": {"step": 7, "best_scor
 
 def fresh(name: str, seed: int, family: str = "llama", **settings):
     """A method on a backbone of its own, every weight of it drawn from the seed."""
-    method = build(name, load_backbone(BACKBONES[family], key_value_task().tokenizer(), "cpu", seed), **settings)
+    config = EVERY_BACKBONE[family]
+    method = build(name, load_backbone(config, key_value_task().tokenizer(), "cpu", seed), **settings)
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in method.parameters():
@@ -34,8 +35,7 @@ def answers(method) -> tuple[list[list[int]], list[float]]:
     return on.generate(prefix, queries, 6), losses.flatten().tolist()
 
 
-@pytest.mark.parametrize("family", BACKBONES)
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(("family", "name"), PAIRS)
 def test_what_was_saved_answers_as_before(tmp_path, name, family):
     path = tmp_path / "run" / "method.safetensors"
     trained = fresh(name, 1, family)

@@ -48,7 +48,8 @@ def alone(*arguments: str | Path, cwd: Path) -> tuple[str, set[str], float]:
     [
         (["--help"], ["run", "compare", "list", "show"]),
         (["run", "--help"], ["--method", "--task", "--budget", "--max-positions", "--dry-run"]),
-        (["list", "methods"], METHODS),
+        (["pretrain", "--help"], ["--preset", "--data", "--output", "--seconds"]),
+        (["list", "methods"], (*METHODS, "mamba", "armt")),
         (["list", "tasks"], ["kv_retrieval", "babi_qa1", "squad_removed"]),
         (["list", "runs"], METHODS),
     ],
@@ -69,8 +70,8 @@ def test_help_and_lists_answer_at_once(five_runs, arguments, words):
 
 
 def test_the_help_is_whole_at_eighty_columns():
-    for arguments in ([*name, "--help"] for name in ([], ["run"], ["profile"], ["compare"], ["list"], ["show"])):
-        done = command(*arguments)
+    for name in ("", "run", "profile", "pretrain", "compare", "list", "show"):
+        done = command(*name.split(), "--help")
         assert done.code == 0
         assert "…" not in done.output
         assert max(map(len, done.output.splitlines())) <= 80

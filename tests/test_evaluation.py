@@ -4,7 +4,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
-from methods.matrix import METHODS, backbone, build, byte_tokenizer, key_value_task
+from methods.matrix import METHODS, backbone, build, byte_tokenizer, families, key_value_task
 
 from gradmem_bench.batch import Tokens
 from gradmem_bench.config import BackboneConfig, Budget
@@ -88,7 +88,7 @@ def test_rows_are_what_the_plain_model_says_of_the_whole_sequence(family, name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_batch_size_changes_no_row(name):
-    on = backbone("llama")
+    on = backbone(next(family for family in ("llama", "mamba") if family in families(name)))
     encoded = documents(on)
     single, batched = (rows_of(Evaluator(build(name, on), TASK, batch_size=size), encoded) for size in (1, 8))
     assert single.keys() == batched.keys()
@@ -103,7 +103,7 @@ def test_the_batch_size_changes_no_row(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_teacher_forced_score_is_the_mean_of_the_rows(name):
-    on = backbone("gpt2")
+    on = backbone(families(name)[0])
     encoded = documents(on)
     evaluator = Evaluator(build(name, on), TASK, batch_size=4)
     for document in encoded[::2]:

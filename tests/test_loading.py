@@ -174,7 +174,7 @@ def test_a_pretrained_model_goes_on_as_it_was_trained_to(shared):
 # ------------------------------------------------------------------------------------- random models
 
 
-@pytest.mark.parametrize("name", ["llama-2x32", "gpt2-2x32", "neox-2x32"])
+@pytest.mark.parametrize("name", ["llama-2x32", "gpt2-2x32", "neox-2x32", "mamba-2x32"])
 def test_random_weights_are_a_function_of_the_seed_alone(name):
     torch.manual_seed(11)
     one = load(name, 4)
@@ -193,13 +193,16 @@ def test_random_weights_are_a_function_of_the_seed_alone(name):
     ("name", "settings", "parts"),
     [
         ("lama-2x64", {}, ["family 'lama'", "Did you mean 'llama'?"]),
-        ("bert-2x64", {}, ["family 'bert'", "gpt2, llama, neox"]),
+        ("bert-2x64", {}, ["family 'bert'", "gpt2, llama, mamba, neox"]),
         ("llama-2x64", {"heads": 5}, ["llama-2x64 with 5 heads"]),
         ("llama-2x64", {"heads": 64}, ["even head size"]),
         ("llama-0x64", {}, ["llama-0x64"]),
         ("gpt2-1x0", {}, ["gpt2-1x0"]),
         ("gpt2-2x64", {"kv_heads": 1}, ["backbone.kv_heads=1", "llama"]),
         ("llama-2x64", {"heads": 4, "kv_heads": 3}, ["backbone.kv_heads=3", "4 heads"]),
+        ("mamba-2x64", {"heads": 4}, ["backbone.heads", "mamba-2x64", "no attention"]),
+        ("mamba-2x64", {"max_positions": 64}, ["backbone.max_positions", "no attention"]),
+        ("llama-2x64", {"state_size": 4}, ["backbone.state_size", "llama-2x64", "no Mamba"]),
         ("llama-2x64", {"tokenizer": "nowhere/tokenizer"}, ["'nowhere/tokenizer'", "backbone.tokenizer"]),
         ("nothing", {}, ["'nothing'", "llama-2x64"]),
         ("no/such/folder", {}, ["'no/such/folder'", "llama-2x64"]),
@@ -212,8 +215,28 @@ def test_a_name_that_is_nothing_is_refused_in_one_sentence(name, settings, parts
     assert "\n" not in sentence and len(sentence) < 500
 
 
+@pytest.mark.parametrize(("family", "std"), [("llama", 0.02), ("gpt2", 0.02), ("neox", 0.02), ("mamba", 0.1)])
+def test_without_another_the_initial_weights_are_as_wide_as_the_family_has_them(family, std):
+    on = load(f"{family}-1x64")
+    assert on.embed(torch.arange(70)).std().item() == pytest.approx(std, rel=0.1)
+
+
 def test_a_random_model_is_made_as_it_was_asked_for():
     on = load("llama-3x48", heads=6, kv_heads=2, max_positions=77, init_std=0.3)
     assert (on.layers, on.width, on.kv_heads, on.head_dim, on.max_positions) == (3, 48, 2, 8, 77)
     assert on.model.model.layers[0].mlp.up_proj.weight.std().item() == pytest.approx(0.3, rel=0.05)
     assert on.vocabulary_size == 70 == len(on.tokenizer)
+
+
+def test_a_mamba_is_made_as_it_was_asked_for_and_comes_back_from_its_folder(tmp_path):
+    on = load("mamba-3x24", state_size=5, conv_kernel=3, expand=4, init_std=0.3)
+    assert (on.layers, on.width, on.recurrent, on.kv_bytes_per_position) == (3, 24, True, 0)
+    mixer = on.blocks[2].mixer
+    assert (mixer.intermediate_size, mixer.ssm_state_size, mixer.conv_kernel_size) == (96, 5, 3)
+    assert mixer.in_proj.weight.std().item() == pytest.approx(0.3, rel=0.05)
+    on.model.save_pretrained(tmp_path / "saved")
+    on.tokenizer.save_pretrained(tmp_path / "saved")
+    again = load(tmp_path / "saved")
+    assert again.recurrent
+    contexts, query = Tokens.from_lists(ids_of(on, 9)), Tokens.from_lists(ids_of(on, 3, seed=1))
+    assert again.generate(again.prefill(contexts), query, 6) == on.generate(on.prefill(contexts), query, 6)

@@ -261,6 +261,19 @@ def test_training_stops_at_a_score(tmp_path):
     assert progress.stopped_because == "the validation score reached 0.9"
 
 
+def test_training_stops_when_its_seconds_are_spent_and_the_learning_rate_ends_with_them(tmp_path):
+    method = new_method()
+    found = trainer(tmp_path, method, [stage(method, kv_task())], steps=10_000, seconds=0.2, schedule="linear")
+    progress = found.run()
+    assert progress.stopped_because == "0.2 seconds were spent"
+    assert 0.2 <= progress.seconds < 20 and progress.step < 10_000
+    # What was reached is validated and kept.
+    assert progress.history[-1]["step"] == progress.step and (tmp_path / PROGRESS_FILE).exists()
+    found.progress.seconds = 0.15
+    assert found.learning_rate(2) == pytest.approx(0.25 * found.config.learning_rate)
+    assert found.learning_rate(9_999) == pytest.approx(1e-4 * found.config.learning_rate)
+
+
 class Spoiled(Recorder):
     """Learns for 60 batches, then climbs the loss."""
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gradmem_bench.backbone import Backbone, Prefix
 from gradmem_bench.batch import Batch, Tokens
 from gradmem_bench.config import Budget, StateDtype, StrictModel
+from gradmem_bench.errors import UserError
 from gradmem_bench.quantization import vector_bytes
 from gradmem_bench.state import MemoryState
 
@@ -65,11 +66,26 @@ class MemoryMethod(nn.Module, ABC):
     Parameters: ClassVar[type[StrictModel]] = StrictModel
     role: ClassVar[Literal["method", "floor", "ceiling"]] = "method"
     """`floor` and `ceiling` are the table's references: no bound is asked of them."""
+    needs: ClassVar[Literal["attention", "recurrence"] | None] = None
+    """What the backbone has to be made of; a method that needs recurrence is a language model itself."""
 
     def __init__(self, backbone: Backbone, parameters: StrictModel) -> None:
         super().__init__()
+        self.check(backbone)
         self.backbone = backbone
         self.settings = parameters
+
+    @classmethod
+    def check(cls, backbone: Backbone) -> None:
+        """Raises UserError where the backbone is not what the method needs."""
+        name = backbone.identity.get("name", "the backbone")
+        if cls.needs == "attention" and backbone.recurrent:
+            raise UserError(f"{cls.__name__} needs a backbone with attention, but {name} is recurrent.")
+        if cls.needs == "recurrence" and not backbone.recurrent:
+            raise UserError(
+                f"{cls.__name__} is a recurrent language model itself, but {name} has attention; name one of its own, "
+                "for example with --set mamba.backbone.name=mamba-4x128."
+            )
 
     @abstractmethod
     def write(self, contexts: Tokens) -> MemoryState:

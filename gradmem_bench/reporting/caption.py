@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from gradmem_bench.config import Budget
 from gradmem_bench.reporting.rows import PRIMARY, Row
-from gradmem_bench.results import RunRecord
+from gradmem_bench.results import BackboneRecord, RunRecord
 
 if TYPE_CHECKING:
     from gradmem_bench.reporting.comparison import Section
@@ -35,7 +35,7 @@ def caption(
         for row in section.rows
     }
     records = [record for row in rows.values() for record in row.records]
-    yield from _what(records[0])
+    yield from _what(rows)
     headings = [section.heading for section in sections if section.heading]
     bounds = {str(row.bound) for row in rows.values() if row.bound != Budget()}
     if headings:
@@ -80,8 +80,9 @@ def sizes(row: Row) -> tuple:
     return row.size("state_bytes"), row.size("read_positions"), row.size("read_kv_bytes")
 
 
-def _what(record: RunRecord) -> Iterable[str]:
-    task, source, backbone = record.task, record.task.source, record.backbone
+def _what(rows: dict[str, Row]) -> Iterable[str]:
+    records = [record for row in rows.values() for record in row.records]
+    task, source, backbone = records[0].task, records[0].task.source, shared_backbone(records)
     where = f"{source.location}, hash {(source.content_hash or 'none')[:12]}"
     where += f", revision {source.revision[:12]}" if source.revision else ""
     how = "under SQuAD’s normalisation" if task.normalized_answers else "letter by letter"
@@ -89,9 +90,21 @@ def _what(record: RunRecord) -> Iterable[str]:
         f"{task.name} version {task.version}, {task.split} split: {task.queries:,} queries on {task.contexts:,} "
         f"contexts ({where}); answers compared {how}."
     )
-    yield (
-        f"Backbone {backbone.name}: {backbone.family}, {backbone.parameter_count:,} parameters, "
-        f"weights {backbone.weights_hash[:12]}."
+    yield f"Backbone {_described(backbone)}."
+    for label, row in rows.items():
+        if row.record.method.own_backbone and row.record.backbone != backbone:
+            yield f"{label} is a language model itself: {_described(row.record.backbone)}."
+
+
+def shared_backbone(records: Iterable[RunRecord]) -> BackboneRecord:
+    """The backbone of the records that have none of their own, where there are such."""
+    return min(records, key=lambda record: record.method.own_backbone).backbone
+
+
+def _described(backbone: BackboneRecord) -> str:
+    return (
+        f"{backbone.name}: {backbone.family}, {backbone.parameter_count:,} parameters, weights "
+        f"{backbone.weights_hash[:12]}"
     )
 
 

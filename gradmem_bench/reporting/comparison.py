@@ -1,7 +1,8 @@
 """What may stand in one table, and what must be said under it.
 
 Records belong together when their numbers would differ by the method alone: same task and settings, same data, same
-metrics, same backbone. Everything else (training, machine, budget) is shown or said.
+metrics, same backbone; a method that is a language model itself stands beside those on another. Everything else
+(training, machine, budget) is shown or said.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -12,7 +13,7 @@ from typing import Any, Literal
 from gradmem_bench.config import Budget, fingerprint
 from gradmem_bench.errors import UserError, did_you_mean
 from gradmem_bench.reporting.baseline import against, baselines, no_baseline
-from gradmem_bench.reporting.caption import caption
+from gradmem_bench.reporting.caption import caption, shared_backbone
 from gradmem_bench.reporting.rows import PRIMARY, Examples, Row, make_rows
 from gradmem_bench.results import ExampleRow, RunRecord
 
@@ -81,9 +82,7 @@ def comparison(
     together = []
     distinct = sorted(_distinct(records), key=_task_name)
     for _, same_task in groupby(distinct, key=_task_name):
-        groups: dict[str, list[RunRecord]] = {}
-        for record in same_task:
-            groups.setdefault(fingerprint(_common(record)), []).append(record)
+        groups = _groups(same_task)
         if by == "task" and len(groups) > 1:
             one, other, *_ = (group[0] for group in groups.values())
             raise UserError(
@@ -99,6 +98,19 @@ def comparison(
     return tables
 
 
+def _groups(records: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
+    """The records that belong together; a method with a backbone of its own joins the first others that it can."""
+    groups: dict[str, list[RunRecord]] = {}
+    for record in sorted(records, key=lambda record: record.method.own_backbone):
+        key = fingerprint(_common(record))
+        if record.method.own_backbone and key not in groups:
+            mine = _common(record, backbone=False)
+            others = (key for key, group in groups.items() if _common(group[0], backbone=False) == mine)
+            key = next(others, key)
+        groups.setdefault(key, []).append(record)
+    return groups
+
+
 def _task_name(record: RunRecord) -> str:
     return record.task.name
 
@@ -112,9 +124,10 @@ def _distinct(records: Iterable[RunRecord]) -> Iterable[RunRecord]:
     return runs.values()
 
 
-def _common(record: RunRecord) -> dict[str, Any]:
+def _common(record: RunRecord, backbone: bool = True) -> dict[str, Any]:
     """What all records of a table share, by the name a person knows it by."""
-    task, source, backbone = record.task, record.task.source, record.backbone
+    task, source = record.task, record.task.source
+    weights = {"backbone weights": record.backbone.weights_hash, "tokenizer": record.backbone.tokenizer}
     return {
         "task version": task.version,
         **{f"task setting {key}": value for key, value in task.settings.items()},
@@ -133,8 +146,7 @@ def _common(record: RunRecord) -> dict[str, Any]:
             for name, metric in record.metrics.items()
             if name != "reconstruction_nats_per_token"
         },
-        "backbone weights": backbone.weights_hash,
-        "tokenizer": backbone.tokenizer,
+        **(weights if backbone else {}),
     }
 
 
@@ -172,7 +184,7 @@ def _table(
     sections = tuple(_sections(rows))
     rows = [row for section in sections for row in section.rows]
     floor, ceiling = _reference(rows, "floor"), _reference(rows, "ceiling")
-    title = f"{records[0].task.name} · {records[0].backbone.name}"
+    title = f"{records[0].task.name} · {shared_backbone(records).name}"
     absent = sorted(methods - {row.record.method.name for row in rows})
     lines = caption(sections, floor, ceiling, baseline, found, absent)
     return Comparison(title, sections, floor, ceiling, baseline if found else None, tuple(lines))

@@ -22,6 +22,7 @@ from rich.progress import (
 from gradmem_bench.config import Budget
 
 if TYPE_CHECKING:
+    from gradmem_bench.config import TrainingConfig
     from gradmem_bench.experiment import Plan
     from gradmem_bench.results import RunRecord
     from gradmem_bench.training import Progress as TrainingProgress
@@ -66,7 +67,7 @@ class RunDisplay:
             logger.setLevel(before)
 
     @contextmanager
-    def training(self, plan: "Plan") -> Iterator[Callable[["TrainingProgress", float, bool], None]]:
+    def training(self, config: "TrainingConfig") -> Iterator[Callable[["TrainingProgress", float, bool], None]]:
         """A bar over the optimiser steps; yields what the trainer reports to."""
         columns = (
             TextColumn("  train"),
@@ -77,7 +78,7 @@ class RunDisplay:
         )
         last = {"step": None, "seconds": 0.0, "rate": 0.0}
         with self._bars(columns) as bars, self._logged():
-            bar = bars.add_task("train", total=plan.training.steps, shown="")
+            bar = bars.add_task("train", total=config.steps, shown="")
 
             def report(progress: "TrainingProgress", loss: float, validated: bool) -> None:
                 if last["step"] is not None and progress.seconds > last["seconds"]:
@@ -90,10 +91,10 @@ class RunDisplay:
                 bars.update(bar, completed=progress.step, shown=shown)
                 if validated:
                     stage = progress.history[-1]["stage"]
-                    stages = len(plan.training.curriculum) + 1
+                    stages = len(config.curriculum) + 1
                     where = f" · stage {stage + 1}/{stages}" if stages > 1 else ""
                     if stage < stages - 1:
-                        eased = plan.training.curriculum[stage].task
+                        eased = config.curriculum[stage].task
                         where += f" ({', '.join(f'{key} {value}' for key, value in eased.items())})"
                     self.note(
                         f"step {progress.step:>6}{where} · loss {loss:.3f}{validation} · {progress.seconds:.0f} s"

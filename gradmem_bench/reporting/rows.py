@@ -248,6 +248,7 @@ def _distinctions(row: Row, seed_first: bool) -> dict[str, str]:
     seed = {"seed": ", ".join(map(str, row.seeds)) or "none"}
     return {
         **(seed if seed_first else {}),
+        "backbone": record.backbone.name,
         **{name: str(value) for name, value in (budget | record.method.parameters).items()},
         "steps": "0" if record.training is None else str(record.training.steps),
         **seed,

@@ -39,6 +39,8 @@ class MethodRecord(Part):
     """What it is in a table."""
     citation: str
     """The paper it is from."""
+    own_backbone: bool = False
+    """Whether the method is a language model itself (Mamba), so that its row cannot share the others' backbone."""
 
 
 class SourceRecord(Part):

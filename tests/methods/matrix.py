@@ -10,9 +10,11 @@ from transformers import PreTrainedTokenizerFast
 from gradmem_bench.backbone import Backbone
 from gradmem_bench.config import BackboneConfig
 from gradmem_bench.loading import load_backbone
+from gradmem_bench.methods.armt import ARMT
 from gradmem_bench.methods.base import MemoryMethod
 from gradmem_bench.methods.full_kv import FullKV
 from gradmem_bench.methods.gradmem import GradMem
+from gradmem_bench.methods.mamba import Mamba
 from gradmem_bench.methods.no_memory import NoMemory
 from gradmem_bench.methods.rmt import RMT
 from gradmem_bench.methods.truncated_text import TruncatedText
@@ -26,6 +28,9 @@ BACKBONES = {
     "llama": BackboneConfig(name="llama-2x32", kv_heads=2, **_SHAPE),
     "llama-one-kv-head": BackboneConfig(name="llama-2x32", kv_heads=1, **_SHAPE),
 }
+"""The families with attention."""
+RECURRENT = {"mamba": BackboneConfig(name="mamba-2x32", init_std=0.3, state_size=4)}
+EVERY_BACKBONE = {**BACKBONES, **RECURRENT}
 CONTROL = {"write_control_before": 1, "write_control_after": 2, "read_control_before": 2, "read_control_after": 1}
 METHODS: dict[str, tuple[type[MemoryMethod], dict]] = {
     "gradmem": (GradMem, {"memory_vectors": 3, "inner_steps": 2, "inner_learning_rate": 0.3, "memory_std": 0.2}),
@@ -62,7 +67,20 @@ METHODS: dict[str, tuple[type[MemoryMethod], dict]] = {
     "full_kv": (FullKV, {}),
     "truncated_text": (TruncatedText, {}),
     "no_memory": (NoMemory, {}),
+    "mamba": (Mamba, {}),
+    "armt": (ARMT, {"memory_vectors": 3, "memory_dimension": 4, "memory_std": 0.2}),
+    "armt in segments": (ARMT, {"memory_vectors": 3, "memory_dimension": 4, "segment_tokens": 5}),
 }
+
+
+def families(name: str) -> list[str]:
+    """The backbones that a method can stand on."""
+    kinds = {"attention": [*BACKBONES], "recurrence": [*RECURRENT], None: [*EVERY_BACKBONE]}
+    return kinds[METHODS[name][0].needs]
+
+
+PAIRS = [(family, name) for name in METHODS for family in families(name)]
+"""Every family of backbones with every method that can stand on it."""
 
 
 def key_value_task(**declaration) -> KeyValueRetrieval:
@@ -72,7 +90,7 @@ def key_value_task(**declaration) -> KeyValueRetrieval:
 @cache
 def backbone(name: str) -> Backbone:
     """The one random backbone of a family; tests that change weights take a fresh one from `load_backbone`."""
-    return load_backbone(BACKBONES[name], key_value_task().tokenizer(), "cpu", seed=3).requires_grad_(False)
+    return load_backbone(EVERY_BACKBONE[name], key_value_task().tokenizer(), "cpu", seed=3).requires_grad_(False)
 
 
 def build(name: str, on: Backbone, **settings) -> MemoryMethod:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from methods.matrix import BACKBONES, METHODS, backbone, build, byte_tokenizer, key_value_task, text_of
+from methods.matrix import EVERY_BACKBONE, METHODS, backbone, build, byte_tokenizer, families, key_value_task, text_of
 from tokenizers.processors import TemplateProcessing
 
 from gradmem_bench.batch import Tokens
@@ -20,24 +20,29 @@ SETTINGS = {
 } | {name: (name, {}) for name in METHODS}
 
 
+NORMS = {"gpt2": "ln_1", "gpt_neox": "input_layernorm", "llama": "input_layernorm", "mamba": "norm"}
+"""What a layer of each family puts its input through first."""
+
+
 def longest_write(method, context: list[int]) -> int:
     """The longest sequence that WRITE puts through the model."""
     seen = [0]
-    hook = method.backbone.model.base_model.register_forward_pre_hook(
-        lambda model, inputs, named: seen.append(named["inputs_embeds"].shape[1]), with_kwargs=True
+    hook = (
+        method.backbone.blocks[0]
+        .get_submodule(NORMS[method.backbone.config.model_type])
+        .register_forward_pre_hook(lambda norm, inputs: seen.append(inputs[0].shape[1]))
     )
     method.write(Tokens.from_lists([context]))
     hook.remove()
     return max(seen)
 
 
-@pytest.mark.parametrize("case", SETTINGS)
+@pytest.mark.parametrize(("case", "family"), [(case, one) for case in SETTINGS for one in families(SETTINGS[case][0])])
 @pytest.mark.parametrize("begin", [False, True], ids=["plain", "start-token"])
-@pytest.mark.parametrize("family", BACKBONES)
 def test_what_is_declared_is_what_is_measured(family, begin, case):
     name, settings = SETTINGS[case]
     tokenizer = byte_tokenizer(begin=True) if begin else key_value_task().tokenizer()
-    on = load_backbone(BACKBONES[family], tokenizer, "cpu", 0).requires_grad_(False)
+    on = load_backbone(EVERY_BACKBONE[family], tokenizer, "cpu", 0).requires_grad_(False)
     method = build(name, on, **settings)
     for length in (1, 6, 30):
         text = text_of(length, length)

@@ -2,7 +2,18 @@
 
 import pytest
 import torch
-from methods.matrix import BACKBONES, METHODS, backbone, build, byte_tokenizer, ids_of, text_of
+from methods.matrix import (
+    EVERY_BACKBONE,
+    METHODS,
+    PAIRS,
+    RECURRENT,
+    backbone,
+    build,
+    byte_tokenizer,
+    families,
+    ids_of,
+    text_of,
+)
 
 from gradmem_bench.backbone import Backbone
 from gradmem_bench.batch import Batch, Tokens
@@ -54,8 +65,7 @@ def assert_same(one: dict, other: dict) -> None:
             torch.testing.assert_close(one[name], other[name], **CLOSE)
 
 
-@pytest.mark.parametrize("method_name", METHODS)
-@pytest.mark.parametrize("family", BACKBONES)
+@pytest.mark.parametrize(("family", "method_name"), PAIRS)
 def test_a_row_gives_in_a_batch_what_it_gives_alone(family, method_name):
     on = backbone(family)
     method = build(method_name, on)
@@ -73,7 +83,7 @@ def test_a_row_gives_in_a_batch_what_it_gives_alone(family, method_name):
     assert len({tuple(row["answer"]) for row in together}) > 1
 
 
-@pytest.mark.parametrize("family", BACKBONES)
+@pytest.mark.parametrize("family", EVERY_BACKBONE)
 def test_a_state_without_any_text_beside_one_with_text(family):
     on = backbone(family)
     method = build("truncated_text", on).train()
@@ -99,10 +109,10 @@ def test_a_state_without_any_text_beside_one_with_text(family):
 
 
 @pytest.mark.parametrize("order", ["first", "second"])
-@pytest.mark.parametrize("family", BACKBONES)
+@pytest.mark.parametrize("family", EVERY_BACKBONE)
 def test_gradients_do_not_depend_on_padding_either(family, order):
     """The gradient of a batch is the sum of its rows' gradients, through GradMem's steps too."""
-    on = load_backbone(BACKBONES[family], backbone(family).tokenizer, "cpu", seed=3)
+    on = load_backbone(EVERY_BACKBONE[family], backbone(family).tokenizer, "cpu", seed=3)
     method = build("gradmem", on, order=order, reconstruction_weight=0.5).train()
     contexts, queries, targets = (
         ids_of(on, *lengths, seed=seed) for seed, lengths in enumerate((CONTEXTS, QUERIES, (2, 2, 2)))
@@ -122,7 +132,7 @@ def test_gradients_do_not_depend_on_padding_either(family, order):
 
 
 def test_training_on_a_batch_with_an_empty_text_gives_finite_gradients():
-    on = load_backbone(BACKBONES["llama"], backbone("llama").tokenizer, "cpu", seed=3)
+    on = load_backbone(EVERY_BACKBONE["llama"], backbone("llama").tokenizer, "cpu", seed=3)
     method = build("truncated_text", on).train()
     prefix = method.read(MemoryState.from_texts(["", text_of(12, 1)]))
     on.target_loss(prefix, Tokens.from_lists(ids_of(on, 2, 5)), Tokens.from_lists(ids_of(on, 3, 2))).backward()
@@ -135,7 +145,8 @@ def test_training_on_a_batch_with_an_empty_text_gives_finite_gradients():
 def test_a_tokenizer_with_a_start_token(method_name):
     """Contexts then begin with it; the floor and a text that was cut to nothing still stand behind it."""
     tokenizer = byte_tokenizer(begin=True)
-    on: Backbone = load_backbone(BackboneConfig(name="llama-1x32", init_std=0.2), tokenizer, "cpu", 0)
+    name = "mamba-1x32" if families(method_name) == [*RECURRENT] else "llama-1x32"
+    on: Backbone = load_backbone(BackboneConfig(name=name, init_std=0.2), tokenizer, "cpu", 0)
     assert on.start_ids == [0]
     method = build(method_name, on.requires_grad_(False))
     contexts = on.encode_contexts(["a short one", "é, and one that is longer"])

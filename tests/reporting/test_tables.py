@@ -127,6 +127,28 @@ def test_what_does_not_compare_is_refused_or_set_apart(changes, difference):
     assert [len(table.rows) for table in tables] == [5, 1]
 
 
+def test_a_method_that_is_a_language_model_itself_stands_beside_the_others():
+    own = changed(BACKBONE, name="mamba-2x64", family="mamba", weights_hash="0", tokenizer="another")
+
+    def itself(**changes):
+        record = run_record("mamba", **{"right": 300, "backbone": own, **changes})
+        return changed(record, method=changed(record.method, own_backbone=True))
+
+    mamba = itself()
+    for by in ("task", "config"):
+        [table] = comparison([mamba, *demo_records()], by=by)
+        assert [row.label for row in table.rows][1:5] == ["gradmem", "rmt", "mamba", "truncated_text"]
+        assert table.title == "kv_retrieval · llama-2x64"
+        assert "Backbone llama-2x64: llama, 115,008 parameters" in caption(table)
+        assert "mamba is a language model itself: mamba-2x64: mamba, 115,008 parameters, weights 0." in caption(table)
+    smaller = itself(right=200, backbone=changed(own, name="mamba-1x64", weights_hash="1"))
+    [table] = comparison([smaller, mamba])
+    assert [row.label for row in table.rows] == ["mamba (backbone mamba-2x64)", "mamba (backbone mamba-1x64)"]
+    # Other data set it apart as they do any method.
+    with pytest.raises(UserError, match="data hash"):
+        comparison([*demo_records(), itself(**source(content_hash="ffff"))])
+
+
 def test_each_task_has_its_table_and_a_wrong_by_is_named():
     other = run_record(task=changed(TASK, name="babi_qa1"))
     assert [table.title.split()[0] for table in comparison([*demo_records(), other])] == ["babi_qa1", "kv_retrieval"]
