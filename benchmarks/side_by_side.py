@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser, variants: Sequence[str]) -> N
 
 
 def serve(step: Callable[[], Row], device: str) -> None:
-    """Runs `step` for every line on standard input and answers with its figures, its seconds and its peak memory.
+    """Runs `step` for every line on standard input; answers with its seconds, its peak memory, and its own figures.
 
     The first run warms up (compiles, checks). The peak is over the later ones, above what is held between steps.
     """
@@ -51,7 +51,7 @@ def serve(step: Callable[[], Row], device: str) -> None:
         figures = step()
         seconds = _now(device) - started
         peak = None if held is None else _peak(device) - held
-        print(json.dumps({**figures, "seconds": seconds, "bytes": peak}), flush=True)
+        print(json.dumps({"seconds": seconds, "bytes": peak, **figures}), flush=True)
         if held is None:
             held = _reset_peak(device)
 

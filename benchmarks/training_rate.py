@@ -1,0 +1,106 @@
+"""Training steps a second of a run, beside those of the engine alone.
+
+    python benchmarks/training_rate.py --pairs 16 --steps 1 --batch 64
+
+*run* is the trainer that `gradmem-bench run` has: it makes the data, logs, clips and updates. *engine* repeats the loss
+of one batch, its gradient and the update of the weights. Validations and checkpoints come every few hundred steps and
+are left out of both; the first step, which counts its operations, and the last, which validates, as well.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from rich.table import Table
+from side_by_side import Row, add_arguments, cells, publish, row, serve, take_turns
+
+from gradmem_bench.config import BackboneConfig, TrainingConfig
+from gradmem_bench.loading import load_backbone
+from gradmem_bench.methods.gradmem import GradMem, GradMemParameters
+from gradmem_bench.registry import resolve
+from gradmem_bench.tasks.batching import encode_documents
+from gradmem_bench.tasks.declaration import load_task
+from gradmem_bench.training import Trainer, TrainingStage
+
+VARIANTS = ("engine", "run")
+STEPS = 10
+"""Of the trainer between two looks at the clock."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=16, help="key-value pairs in a context")
+    parser.add_argument("--steps", type=int, default=1, help="K")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--engine", choices=("auto", "unrolled", "recompute", "compiled"), default="auto")
+    add_arguments(parser, VARIANTS)
+    arguments = parser.parse_args()
+    if arguments.variant:
+        work(arguments)
+    else:
+        drive(arguments)
+
+
+def work(arguments: argparse.Namespace) -> None:
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    declared = {"pairs": arguments.pairs, "queries_per_context": 1}
+    task = load_task(Path(resolve("task", "kv_retrieval").target), declared)
+    backbone = load_backbone(BackboneConfig(name="llama-4x128"), task.tokenizer(), arguments.device, 0)
+    settings = GradMemParameters(inner_steps=arguments.steps, write_head=False, engine=arguments.engine)
+    method = GradMem(backbone, settings).train()
+    documents = task.documents("train")
+    held_out = encode_documents(task.documents("validation")[:1], task, backbone, backbone.max_positions)
+    stage = TrainingStage(task, documents, held_out, backbone.max_positions, None, None)
+    config = TrainingConfig(batch_size=arguments.batch, steps=STEPS + 2, evaluate_every=STEPS + 2)
+    accelerator = Accelerator(cpu=arguments.device == "cpu")
+
+    def run() -> Row:
+        clock: list[float] = []
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = Trainer(
+                method, [stage], config, 0, Path(folder), accelerator, {}, lambda *_: clock.append(time.perf_counter())
+            )
+            trainer.run()
+        return {"seconds": statistics.median(np.diff(clock[:-1]))}
+
+    optimizer = torch.optim.AdamW(method.parameters(), lr=1e-4)
+    batch = stage.batch(range(arguments.batch), method, config, np.random.default_rng(0)).to(arguments.device)
+
+    def engine() -> Row:
+        clock = [time.perf_counter()]
+        for _ in range(STEPS):
+            method.loss(batch).total.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if arguments.device == "cuda":
+                torch.cuda.synchronize()
+            clock.append(time.perf_counter())
+        return {"seconds": statistics.median(np.diff(clock))}
+
+    serve(run if arguments.variant == "run" else engine, arguments.device)
+
+
+def drive(arguments: argparse.Namespace) -> None:
+    flags = ["--pairs", str(arguments.pairs), "--steps", str(arguments.steps), "--batch", str(arguments.batch)]
+    flags += ["--threads", str(arguments.threads), "--device", arguments.device, "--engine", arguments.engine]
+    answers = take_turns(__file__, flags, VARIANTS, arguments.repeats)
+    rows = [row(found, answers["engine"], variant=variant) for variant, found in answers.items()]
+    table = Table("", "seconds a step", "time ratio", "peak", "memory ratio")
+    for one in rows:
+        table.add_row(one["variant"], *cells(one))
+    console = Console()
+    console.print(table)
+    what = {"pairs": arguments.pairs, "K": arguments.steps, "batch": arguments.batch, "engine": arguments.engine}
+    name = f"training_rate-kv-{arguments.pairs}-b{arguments.batch}-{arguments.device}"
+    console.print(f"record: {publish(name, arguments, rows, None, **what)}")
+
+
+if __name__ == "__main__":
+    main()
