@@ -215,7 +215,7 @@ def resolve(method: Entry, task: Entry, options: Options, known: Known | None = 
             "truncate_contexts: true in the task's metadata."
         )
     footprint = method_class.footprint(parameters, shape, min(longest, limit), size)
-    if footprint.vector_size == 0:
+    if footprint.vectors == ():
         budget = budget.model_copy(update={"state_dtype": "float32"})
     before = requested.model_dump()
     return Plan(

@@ -164,10 +164,11 @@ class ARMT(MemoryMethod):
     def footprint(
         cls, parameters: ARMTParameters, backbone: Backbone, context_tokens: int, context_bytes: int
     ) -> Footprint:
-        numbers = _matrix_numbers if _as_matrices(parameters, backbone) else _slot_numbers
-        size = backbone.layers * numbers(parameters, backbone.width) * torch.float32.itemsize
+        layer = (_matrices if _as_matrices(parameters, backbone) else _slots)(parameters, backbone.width)
+        vectors = tuple((backbone.layers * count, size) for count, size in layer)
+        size = backbone.layers * _numbers(layer) * torch.float32.itemsize
         segment = min(context_tokens, parameters.segment_tokens or context_tokens)
-        return Footprint(size, len(backbone.start_ids), segment + parameters.memory_vectors)
+        return Footprint(size, len(backbone.start_ids), segment + parameters.memory_vectors, vectors)
 
     @classmethod
     def fit(cls, parameters: ARMTParameters, budget: Budget, backbone: Backbone) -> ARMTParameters:
@@ -176,7 +177,8 @@ class ARMT(MemoryMethod):
             return parameters
 
         def size(dimension: int) -> int:
-            return cls.footprint(_with_dimension(parameters, dimension), backbone, 0, 0).state_bytes
+            footprint = cls.footprint(_with_dimension(parameters, dimension), backbone, 0, 0)
+            return footprint.stored(budget.state_dtype).state_bytes
 
         dimension = bisect_right(range(1, backbone.width + 1), budget.bytes, key=size)
         if dimension == 0:
@@ -192,16 +194,21 @@ def _with_dimension(parameters: ARMTParameters, dimension: int) -> ARMTParameter
     return parameters.model_copy(update={"memory_dimension": dimension})
 
 
-def _matrix_numbers(parameters: ARMTParameters, width: int) -> int:
-    """Of one layer's A and z."""
-    return _FEATURES * parameters.memory_dimension * (width + 1)
+def _matrices(parameters: ARMTParameters, width: int) -> tuple[tuple[int, int], ...]:
+    """The vectors of one layer's A and z, (count, size)."""
+    features = _FEATURES * parameters.memory_dimension
+    return (features, width), (1, features)
 
 
-def _slot_numbers(parameters: ARMTParameters, width: int) -> int:
-    """Of one layer's keys and values, which are one segment's only."""
-    return parameters.memory_vectors * (parameters.memory_dimension + width)
+def _slots(parameters: ARMTParameters, width: int) -> tuple[tuple[int, int], ...]:
+    """The vectors of one layer's keys and values, (count, size), which are one segment's only."""
+    return (parameters.memory_vectors, parameters.memory_dimension), (parameters.memory_vectors, width)
+
+
+def _numbers(vectors: tuple[tuple[int, int], ...]) -> int:
+    return sum(count * size for count, size in vectors)
 
 
 def _as_matrices(parameters: ARMTParameters, backbone: Backbone) -> bool:
-    matrices, slots = (count(parameters, backbone.width) for count in (_matrix_numbers, _slot_numbers))
+    matrices, slots = (_numbers(vectors(parameters, backbone.width)) for vectors in (_matrices, _slots))
     return parameters.segment_tokens is not None or matrices < slots

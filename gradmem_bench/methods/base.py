@@ -43,16 +43,17 @@ class Footprint:
     """Positions that stand before the query."""
     write_positions: int
     """The longest sequence that WRITE runs through the backbone."""
-    vector_size: int | None = None
-    """Numbers along the last dimension of the state's float32 tensors, from which follows what a narrower state dtype
-    stores; 0 for a state without any, to which a state dtype makes no difference; `None` where it is not declared."""
+    vectors: tuple[tuple[int, int], ...] | None = None
+    """How many float32 vectors of which size the state's tensors have along their last dimension, from which follows
+    what a narrower state dtype stores: (count, size), ... It makes no difference to a state without any; `None` is not
+    declared."""
 
     def stored(self, dtype: StateDtype) -> "Footprint":
         """The same with the state's tensors stored as `dtype`."""
-        if not self.vector_size:
-            return self
-        vectors = self.state_bytes // vector_bytes(self.vector_size, "float32")
-        return replace(self, state_bytes=vectors * vector_bytes(self.vector_size, dtype))
+        saved = (
+            count * (vector_bytes(size, "float32") - vector_bytes(size, dtype)) for count, size in self.vectors or ()
+        )
+        return replace(self, state_bytes=self.state_bytes - sum(saved))
 
 
 class MemoryMethod(nn.Module, ABC):

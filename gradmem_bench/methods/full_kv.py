@@ -33,7 +33,8 @@ class FullKV(MemoryMethod):
         cls, parameters: StrictModel, backbone: Backbone, context_tokens: int, context_bytes: int
     ) -> Footprint:
         size = context_tokens * backbone.kv_bytes_per_position
-        return Footprint(size, context_tokens, context_tokens, vector_size=backbone.head_dim)
+        heads = 2 * backbone.layers * backbone.kv_heads
+        return Footprint(size, context_tokens, context_tokens, ((context_tokens * heads, backbone.head_dim),))
 
     @classmethod
     def fit(cls, parameters: StrictModel, budget: Budget, backbone: Backbone) -> StrictModel:

@@ -34,12 +34,14 @@ class Mamba(MemoryMethod):
     def footprint(
         cls, parameters: StrictModel, backbone: Backbone, context_tokens: int, context_bytes: int
     ) -> Footprint:
-        numbers = sum(channels * width for channels, width in state_shapes(backbone.model.base_model))
-        return Footprint(backbone.layers * numbers * torch.float32.itemsize, 0, context_tokens)
+        shapes = state_shapes(backbone.model.base_model)
+        vectors = tuple((backbone.layers * channels, width) for channels, width in shapes)
+        size = sum(count * width for count, width in vectors) * torch.float32.itemsize
+        return Footprint(size, 0, context_tokens, vectors)
 
     @classmethod
     def fit(cls, parameters: StrictModel, budget: Budget, backbone: Backbone) -> StrictModel:
-        size = cls.footprint(parameters, backbone, 0, 0).state_bytes
+        size = cls.footprint(parameters, backbone, 0, 0).stored(budget.state_dtype).state_bytes
         if budget.bytes is not None and size > budget.bytes:
             raise UserError(
                 f"A budget of {budget} does not hold the state of {backbone.identity['name']}, which is always "

@@ -23,7 +23,7 @@ class NoMemory(MemoryMethod):
     def footprint(
         cls, parameters: StrictModel, backbone: Backbone, context_tokens: int, context_bytes: int
     ) -> Footprint:
-        return Footprint(0, len(backbone.start_ids), 0, vector_size=0)
+        return Footprint(0, len(backbone.start_ids), 0, vectors=())
 
     @classmethod
     def fit(cls, parameters: StrictModel, budget: Budget, backbone: Backbone) -> StrictModel:

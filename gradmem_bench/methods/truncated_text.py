@@ -60,7 +60,7 @@ class TruncatedText(MemoryMethod):
         tokens = min(context_tokens, context_tokens if parameters.max_tokens is None else parameters.max_tokens)
         tokens = max(tokens, len(backbone.start_ids))
         size = min(context_bytes, context_bytes if parameters.max_bytes is None else parameters.max_bytes)
-        return Footprint(size, tokens, 0, vector_size=0)
+        return Footprint(size, tokens, 0, vectors=())
 
     @classmethod
     def fit(cls, parameters: TruncatedTextParameters, budget: Budget, backbone: Backbone) -> TruncatedTextParameters:

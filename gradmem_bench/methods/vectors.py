@@ -93,7 +93,8 @@ def vectors_prefix(memory: Tensor) -> Prefix:
 def vectors_footprint(count: int, backbone: Backbone, write_positions: int, read_control: int = 0) -> Footprint:
     """m vectors of the backbone's width, each one position at READ; control tokens are positions, and no state."""
     size = backbone.width
-    return Footprint(count * vector_bytes(size, "float32"), count + read_control, write_positions, vector_size=size)
+    stored = count * vector_bytes(size, "float32")
+    return Footprint(stored, count + read_control, write_positions, vectors=((count, size),))
 
 
 def fit_vectors(parameters: Parameters, budget: Budget, backbone: Backbone, read_control: int = 0) -> Parameters:

@@ -65,7 +65,8 @@ def test_what_is_declared_is_what_is_measured(family, begin, case):
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int4"])
 @pytest.mark.parametrize("name", METHODS)
 def test_what_is_declared_of_a_narrower_state_is_what_is_measured(name, dtype):
-    method = build(name, backbone("llama-one-kv-head"))
+    family = "llama-one-kv-head" if "llama-one-kv-head" in families(name) else "mamba"
+    method = build(name, backbone(family))
     text = text_of(9, 1)
     (context,) = method.backbone.encode_contexts([text])
     declared = method.footprint(method.settings, method.backbone, 9, len(text)).stored(dtype)
