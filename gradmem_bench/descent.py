@@ -8,7 +8,7 @@ kept between the forward and the backward pass. The engines differ in what they 
 
     unrolled    every step's graph: the plain double backward, the reference that the others are tested against
     recompute   M_0 ... M_K; each step is made again in the backward pass, and memory does not grow with K
-    compiled    like `unrolled` up to 2 steps and like `recompute` beyond, with the gradient of a step compiled
+    compiled    like `unrolled` up to 2 steps (8 on a CPU) and like `recompute` beyond, with a step's gradient compiled
 """
 
 import logging
@@ -37,6 +37,8 @@ Moments = tuple[Tensor, ...]
 
 _UNROLLED_STEPS = 2
 """Up to so many steps every graph is kept: making them again costs a third more time and saves little memory."""
+_COMPILED_STEPS = 8
+"""The same of compiled steps on a CPU: half as large, and of a few contexts at a time (micro_batches.py)."""
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8
 
 
@@ -105,7 +107,8 @@ class Descent:
         return memory
 
     def _made_again(self, second: int, device: str, parameters: bool) -> bool:
-        again = self.engine == "recompute" or (self.engine != "unrolled" and parameters and second > _UNROLLED_STEPS)
+        most = _COMPILED_STEPS if self.engine == "compiled" and device == "cpu" else _UNROLLED_STEPS
+        again = self.engine == "recompute" or (self.engine != "unrolled" and parameters and second > most)
         if self.engine == "auto":
             _tell(second, device, "made again in the backward pass" if again else "kept", self._compiles(device))
         return again

@@ -10,12 +10,14 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from gradmem_bench.backbone import Backbone, Prefix
 from gradmem_bench.batch import Batch, Tokens
 from gradmem_bench.config import Budget, StateDtype, StrictModel
 from gradmem_bench.errors import UserError
+from gradmem_bench.micro_batches import in_micro_batches
 from gradmem_bench.quantization import vector_bytes
 from gradmem_bench.state import MemoryState
 
@@ -101,13 +103,27 @@ class MemoryMethod(nn.Module, ABC):
 
         A method with the setting `reconstruction_weight` adds so much of its mean reconstruction loss.
         """
-        state = self.write(batch.contexts)
-        answer = self.backbone.target_loss(self.read(state).select(batch.context_of), batch.queries, batch.targets)
-        weight = getattr(self.settings, "reconstruction_weight", 0.0)
-        if not weight:
-            return Loss(answer, {"answer": answer.detach()})
-        rebuilt = self.reconstruction_loss(state, batch.contexts).mean()
-        return Loss(answer + weight * rebuilt, {"answer": answer.detach(), "reconstruction": rebuilt.detach()})
+        contexts, target_tokens = len(batch), batch.targets.mask.sum()
+
+        def share(part: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+            """What a part of the batch adds to the means over all of it."""
+            state = self.write(part.contexts)
+            mean = self.backbone.target_loss(self.read(state).select(part.context_of), part.queries, part.targets)
+            answer = mean * (part.targets.mask.sum() / target_tokens)
+            weight = getattr(self.settings, "reconstruction_weight", 0.0)
+            if not weight:
+                return answer, {"answer": answer.detach()}
+            rebuilt = self.reconstruction_loss(state, part.contexts).sum() / contexts
+            return answer + weight * rebuilt, {"answer": answer.detach(), "reconstruction": rebuilt.detach()}
+
+        size = self.micro_batch(batch.contexts)
+        if size is None or size >= contexts or not torch.is_grad_enabled():
+            return Loss(*share(batch))
+        return Loss(*in_micro_batches(share, batch, size, self.parameters()))
+
+    def micro_batch(self, contexts: Tokens) -> int | None:
+        """Contexts whose graphs exist at a time while a loss is differentiated; `None` is all."""
+        return None
 
     def forward(self, batch: Batch) -> Loss:
         """The loss, under the name that data parallelism wraps."""

@@ -170,13 +170,14 @@ class GradMem(MemoryMethod):
         with blockwise(self.writer.model) if large and not torch.compiler.is_compiling() else nullcontext():
             return self.write_loss(self._vectors(memory), Tokens(ids, mask))
 
-    def _micro_batch(self, contexts: Tokens) -> int | None:
-        """Contexts that a compiled step works on at a time; `None` is all."""
+    def micro_batch(self, contexts: Tokens) -> int | None:
+        """As many as a compiled step works on at a time; a power of two."""
         on_gpu = contexts.ids.is_cuda
         if self.settings.engine != "compiled" and not (self.settings.engine == "auto" and on_gpu):
             return None
         positions = self.settings.memory_vectors + self.settings.write_control + contexts.ids.shape[1]
-        return max(1, (_ON_GPU if on_gpu else _IN_CACHE) // (positions * self.backbone.width))
+        fitting = max(1, (_ON_GPU if on_gpu else _IN_CACHE) // (positions * self.backbone.width))
+        return 1 << (fitting.bit_length() - 1)
 
     def write(self, contexts: Tokens) -> MemoryState:
         settings = self.settings
@@ -189,7 +190,7 @@ class GradMem(MemoryMethod):
             settings.second_order_steps,
             settings.inner_optimizer,
             settings.engine,
-            self._micro_batch(contexts),
+            self.micro_batch(contexts),
             clip_value=settings.inner_clip_value,
             clip_norm=settings.inner_clip_norm,
         )

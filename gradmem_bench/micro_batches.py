@@ -1,0 +1,61 @@
+"""A loss and its gradient, a few contexts at a time, as if the batch had been taken whole.
+
+The graphs of a micro-batch are gone before the next one is begun: what exists at a time is K steps of a few contexts in
+place of K steps of all. The gradient is made with the loss and handed out by its backward pass, so that whoever calls
+`loss.backward()` (accumulation, clipping, data parallelism) sees nothing of it.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from gradmem_bench.batch import Batch
+
+Terms = dict[str, Tensor]
+
+
+def in_micro_batches(
+    loss: Callable[[Batch], tuple[Tensor, Terms]], batch: Batch, size: int, parameters: Iterable[Tensor]
+) -> tuple[Tensor, Terms]:
+    """The sum of the losses of a batch's parts, and of their named terms.
+
+    Args:
+        loss: of a part: its share in the batch's loss, (), and its named terms.
+        batch: B contexts.
+        size: contexts in a part.
+        parameters: all that the loss depends on and that is to receive a gradient.
+    """
+    learned = [parameter for parameter in parameters if parameter.requires_grad]
+    gradients: list[Tensor | None] = [None] * len(learned)
+    totals, terms = [], {}
+    for first in range(0, len(batch), size):
+        total, named = loss(batch.select(first, min(first + size, len(batch))))
+        # A backward pass runs in the precisions that its forward pass chose.
+        with torch.autocast(total.device.type, enabled=False):
+            found = torch.autograd.grad(total, learned, allow_unused=True)
+        gradients = [_sum(old, new) for old, new in zip(gradients, found, strict=True)]
+        totals.append(total.detach())
+        terms = {name: term.detach() + terms.get(name, 0) for name, term in named.items()}
+    return _Known.apply(torch.stack(totals).sum(), gradients, *learned), terms
+
+
+def _sum(old: Tensor | None, new: Tensor | None) -> Tensor | None:
+    return new if old is None else old if new is None else old.add_(new)
+
+
+class _Known(Function):
+    """A number whose gradient is known."""
+
+    @staticmethod
+    def forward(ctx: Any, total: Tensor, gradients: list[Tensor | None], *parameters: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return total.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, weight: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(None if one is None else weight * one for one in ctx.gradients)
