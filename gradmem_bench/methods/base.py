@@ -109,7 +109,7 @@ class MemoryMethod(nn.Module, ABC):
             """What a part of the batch adds to the means over all of it."""
             state = self.write(part.contexts)
             mean = self.backbone.target_loss(self.read(state).select(part.context_of), part.queries, part.targets)
-            answer = mean * (part.targets.mask.sum() / target_tokens)
+            answer = mean * part.targets.mask.sum() / target_tokens
             weight = getattr(self.settings, "reconstruction_weight", 0.0)
             if not weight:
                 return answer, {"answer": answer.detach()}
