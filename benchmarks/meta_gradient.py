@@ -123,9 +123,12 @@ def drive(arguments: argparse.Namespace) -> None:
         naive_bytes: dict[int, int] = {}
         for steps in sorted(arguments.steps):
             variants = [one for one in VARIANTS if one in arguments.engines]
-            if (needed := predicted(naive_bytes, steps)) > available(arguments.device):
-                console.print(f"{size} {unit}, K = {steps}: keeping every graph would take {needed / 2**30:.0f} GiB")
-                variants = [one for one in variants if one not in KEEPS_ALL]
+            needed, room = predicted(naive_bytes, steps), available(arguments.device)
+            # Each holds what it once used until its process ends; the last of them to be left out is the reference.
+            for one in reversed(KEEPS_ALL):
+                if one in variants and needed * sum(other in KEEPS_ALL for other in variants) > room:
+                    console.print(f"{size} {unit}, K = {steps}: {one} would take {needed / 2**30:.0f} GiB")
+                    variants.remove(one)
             for one in measured(arguments, variants, size, steps):
                 rows.append(one)
                 if one["variant"] == "naive":

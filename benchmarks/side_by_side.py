@@ -23,6 +23,9 @@ from matplotlib.ticker import NullLocator
 from gradmem_bench.results import code_version
 
 Row = dict[str, Any]
+QUIET = {"OMP_WAIT_POLICY": "PASSIVE", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_MMAP_THRESHOLD_": str(1 << 40)}
+"""For all variants alike: who waits does not spin beside who runs, and freed memory is not given back at every step, to
+be asked for again at the next."""
 STYLES = {"naive": ("0.0", "o", "-"), "unrolled": ("0.55", "s", ":"), "recompute": ("0.35", "^", "--")}
 STYLES |= {"plain": STYLES["recompute"], "compiled": ("tab:blue", "D", "-.")}
 """Colour, marker and line of a variant, that differ in grey too."""
@@ -90,7 +93,11 @@ def take_turns(script: str, flags: Sequence[str], variants: Sequence[str], repea
     command = [sys.executable, script, *flags]
     workers = {
         variant: subprocess.Popen(
-            [*command, "--variant", variant], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [*command, "--variant", variant],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | QUIET,
         )
         for variant in variants
     }
