@@ -57,7 +57,7 @@ def test_what_is_declared_is_what_is_measured(family, begin, case):
         assert longest_write(method, context) == declared.write_positions
 
 
-@pytest.mark.parametrize("name", ["gradmem", "rmt"])
+@pytest.mark.parametrize("name", ["gradmem", "rmt", "mean_pool"])
 @pytest.mark.parametrize(
     ("budget", "vectors"),
     [
@@ -91,7 +91,7 @@ def within(method, budget: Budget) -> bool:
     return state.nbytes()[0] <= (budget.bytes or 10**9) and positions <= (budget.positions or 10**9)
 
 
-@pytest.mark.parametrize("name", ["gradmem", "rmt"])
+@pytest.mark.parametrize("name", ["gradmem", "rmt", "mean_pool"])
 def test_a_budget_below_one_vector_is_refused(name):
     method = build(name, backbone("llama"))
     with pytest.raises(UserError, match="127 B holds no vector: one of width 32 in float32 is 128 B"):
