@@ -1,6 +1,7 @@
 """The command line. Nothing heavy is imported before a command needs it: `--help` and `list` answer at once."""
 
 import sys
+import warnings
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,7 +10,7 @@ import typer
 
 from gradmem_bench import __version__
 from gradmem_bench.config import Budget, parse_bytes
-from gradmem_bench.errors import UserError
+from gradmem_bench.errors import LeftOut, UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -220,10 +221,15 @@ def list_(
     else:
         from gradmem_bench.registry import entries
 
-        table = Table("name", "what it is", "from", box=None, header_style="bold")
+        table = Table(box=None, header_style="bold")
+        # A name is of use only whole; so is a folder.
+        table.add_column("name", no_wrap=True)
+        table.add_column("what it is", overflow="fold")
+        table.add_column("from", overflow="fold")
         for entry in entries("method" if what == Listed.methods else "task", include_path or []):
-            about = entry.description or (", ".join(entry.members) and f"group: {', '.join(entry.members)}")
-            table.add_row(entry.name, about, entry.origin)
+            # What a plugin is, beside its class, is known when it is imported.
+            group = f"group: {', '.join(entry.members)}" if entry.members else ""
+            table.add_row(entry.name, entry.description or group or _escaped(entry.target), _escaped(entry.origin))
     console.print(table if table.row_count else f"There are no {what.value} yet.")
 
 
@@ -240,11 +246,13 @@ def show(
 
 def _tasks(names: list[str], include: list[Path]) -> list:
     """The entries that task names and group names stand for, each once."""
+    from gradmem_bench.registry import located
     from gradmem_bench.registry import resolve as find
 
     found = {}
-    for name in names:
-        entry = find("task", name, include)
+    # Names first: a plugin that has to be imported may be slow.
+    for entry in [find("task", name, include) for name in names]:
+        entry = located(entry)
         for one in [find("task", member, include) for member in entry.members] or [entry]:
             found[one.target] = one
     return list(found.values())
@@ -274,7 +282,9 @@ def options(
 def main() -> None:
     """The entry point: a user's mistake is one sentence and exit code 2, never a traceback."""
     try:
-        app()
+        with warnings.catch_warnings():
+            warnings.showwarning = _warned
+            app()
     except UserError as error:
         from rich.console import Console
 
@@ -285,6 +295,13 @@ def main() -> None:
         if end.code == 130:
             sys.stderr.write("interrupted; the same command goes on from the last checkpoint, where there is one\n")
         raise
+
+
+def _warned(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
+    if issubclass(category, LeftOut):
+        sys.stderr.write(f"warning: {message}\n")
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno))
 
 
 def _escaped(text: str) -> str:

@@ -4,22 +4,25 @@ One mechanism serves what is built in, a user's `--include-path` folder and an i
 points. Looking a name up reads YAML and package metadata, and imports nothing that was named there.
 """
 
+import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import Distribution, distributions
 from itertools import chain
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 from gradmem_bench.config import MethodRecipe, load_yaml, validated
-from gradmem_bench.errors import UserError, did_you_mean
+from gradmem_bench.errors import LeftOut, UserError, did_you_mean
 
 Kind = Literal["method", "task"]
 
 _BUILT_IN = "gradmem-bench"
+_INSTALLED = "distribution "
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Entry:
     kind: Kind
     name: str
     target: str
-    """The path of a YAML file, or `module:Class` (an entry point)."""
+    """The path of a YAML file, or `module:object` (an entry point; `located` says what stands behind it)."""
     origin: str
     """Where it comes from, for people: `built in`, a folder, or `distribution NAME VERSION`."""
     distribution: str = ""
@@ -37,6 +40,11 @@ class Entry:
     description: str = ""
     members: tuple[str, ...] = ()
     """The names of a task group's tasks; empty for anything else."""
+
+    @property
+    def package(self) -> str:
+        """`NAME VERSION` of the installed package it is from; empty for what is built in and for a user's file."""
+        return self.origin.removeprefix(_INSTALLED) if self.origin.startswith(_INSTALLED) else ""
 
 
 def recipe_folder(kind: Kind | Literal["backbone"]) -> Path:
@@ -50,7 +58,8 @@ def entries(kind: Kind, include_paths: Sequence[Path] = ()) -> list[Entry]:
     """Everything of this kind that has a name, sorted by it.
 
     An include path's entry replaces a built-in or earlier one of its name, as in lm-eval. Of two packages
-    that own one name both are listed. A YAML file that cannot be read is warned of, and left out.
+    that own one name both are listed. A YAML file, or a package's entry point, that cannot be read is warned of
+    (LeftOut), and left out.
 
     Args:
         include_paths: folders; the YAML files of each and of its `methods/` or `tasks/` are read, except
@@ -62,7 +71,7 @@ def entries(kind: Kind, include_paths: Sequence[Path] = ()) -> list[Entry]:
     found = []
     for claim in chain.from_iterable(_claims(kind, include_paths).values()):
         if isinstance(claim, UserError):
-            warnings.warn(f"Left out: {claim}", stacklevel=2)
+            warnings.warn(f"Left out: {claim}", LeftOut, stacklevel=2)
         else:
             found.append(claim)
     return sorted(found, key=lambda entry: entry.name)
@@ -86,13 +95,43 @@ def resolve(kind: Kind, name: str, include_paths: Sequence[Path] = ()) -> Entry:
             f"The {kind} '{name}' has several owners, {' and '.join(_owner(entry) for entry in owners)}; write "
             f"{' or '.join(repr(f'{e.distribution}:{e.name}' if e.distribution else e.target) for e in owners)}."
         )
-    for broken in claims.get(name, []):
-        raise broken
-    raise UserError(f"There is no {kind} '{name}' (see `gradmem-bench list {kind}s`).{did_you_mean(name, claims)}")
+    for broken in claims.get(name, []) or claims.get(name.rpartition(":")[2], []):
+        if isinstance(broken, UserError):
+            raise broken
+    known = [f"{entry.distribution}:{entry.name}" for entry in found] if ":" in name else claims
+    raise UserError(f"There is no {kind} '{name}' (see `gradmem-bench list {kind}s`).{did_you_mean(name, known)}")
+
+
+def located(entry: Entry) -> Entry:
+    """`entry` with what its entry point names: a task's YAML file; a method's class, or its YAML file.
+
+    An entry point of a task, and of a method that has a recipe, names a `pathlib.Path` to the file in the package.
+    This imports the package; an entry that is a file already is returned as it is.
+
+    Raises:
+        UserError: the import fails, the object is of another kind, or the file declares another name.
+    """
+    if _is_file(entry):
+        return entry
+    found = load_object(entry.target, entry)
+    if not isinstance(found, Path):
+        if entry.kind == "method":
+            return entry
+        raise UserError(
+            f"The task '{entry.name}' ({entry.origin}) is {entry.target}, which is {found!r}, but the pathlib.Path of "
+            "a task's YAML file was expected."
+        )
+    declared = _read(entry.kind, found, load_yaml(found), entry.origin, entry.distribution)
+    if declared.name != entry.name:
+        raise UserError(
+            f"The {entry.kind} '{entry.name}' ({entry.origin}) is declared in {found} by another name, "
+            f"'{declared.name}'; make them one."
+        )
+    return declared
 
 
 def method_recipe(entry: Entry) -> MethodRecipe:
-    """The recipe of a method: its YAML, or, for an entry point, the class with nothing but defaults.
+    """The recipe of a `located` method: its YAML, or, for an entry point's class, nothing but defaults.
 
     Raises:
         UserError: the YAML has an unknown key or a value of the wrong kind, or the target is no `module:Class`.
@@ -112,12 +151,8 @@ def load_object(target: str, entry: Entry) -> Any:
         UserError: the import fails, for whatever reason, or the module has no such name.
     """
     module_name, _, attribute = target.partition(":")
-    if _is_file(entry) and not entry.distribution:
-        folder = Path(entry.target).resolve().parent
-        # Last in the path: a user's file must not stand in for an installed module.
-        sys.path += [str(path) for path in (folder, folder.parent) if str(path) not in sys.path]
     try:
-        module = import_module(module_name)
+        module = _imported(module_name, entry)
     except Exception as error:
         raise UserError(
             f"The {entry.kind} '{entry.name}' ({_owner(entry)}) cannot be loaded: importing {module_name} raised "
@@ -131,6 +166,18 @@ def load_object(target: str, entry: Entry) -> Any:
     return getattr(module, attribute)
 
 
+def _imported(name: str, entry: Entry) -> ModuleType:
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name.partition(".")[0] or not _is_file(entry) or entry.distribution:
+            raise
+    folder = Path(entry.target).resolve().parent
+    # Last in the path: a user's file must not stand in for an installed module.
+    sys.path += [str(path) for path in (folder, folder.parent) if str(path) not in sys.path]
+    return import_module(name)
+
+
 def _is_file(entry: Entry) -> bool:
     return Path(entry.target).suffix in (".yaml", ".yml")
 
@@ -140,17 +187,49 @@ def _owner(entry: Entry) -> str:
 
 
 def _claims(kind: Kind, include_paths: Sequence[Path]) -> dict[str, list[Entry | UserError]]:
-    """Who owns each name; a file that cannot be read claims its own file name, with the reason."""
+    """Who owns each name; what cannot be read claims its file's or its package's name, with the reason."""
     claims = _read_folder(kind, recipe_folder(kind), origin="built in", distribution=_BUILT_IN)
-    for point in entry_points(group=f"gradmem_bench.{kind}s"):
-        origin = f"distribution {point.dist.name} {point.dist.version}"
-        claims.setdefault(point.name, []).append(Entry(kind, point.name, point.value, origin, point.dist.name))
+    seen = set()
+    for distribution in distributions():
+        text = distribution.read_text("entry_points.txt")
+        if not text or f"gradmem_bench.{kind}s" not in text:
+            continue
+        package = distribution.metadata["Name"] or "without a name"
+        normalized = re.sub(r"[-_.]+", "-", package).lower()
+        # As in an import, the first of two installations of one package counts.
+        if normalized not in seen:
+            for name, claim in _plugins(kind, distribution, package):
+                claims.setdefault(name, []).append(claim)
+        seen.add(normalized)
     for folder in map(Path, include_paths):
         if not folder.is_dir():
             raise UserError(f"The include path {folder} is no folder.")
         claims |= _read_folder(kind, folder, origin=str(folder), mixed=True)
         claims |= _read_folder(kind, folder / f"{kind}s", origin=str(folder))
     return claims
+
+
+def _plugins(kind: Kind, distribution: Distribution, package: str) -> Iterator[tuple[str, Entry | UserError]]:
+    """What one installed package's entry points claim; nothing of the package is imported."""
+    origin = f"{_INSTALLED}{package} {distribution.version}"
+    try:
+        points = distribution.entry_points.select(group=f"gradmem_bench.{kind}s")
+    except Exception as error:
+        # What importlib.metadata raises for a damaged file is not declared.
+        reason = f"{type(error).__name__}: {error}"
+        yield package, UserError(f"the entry_points.txt of {origin} cannot be read ({reason}).")
+        return
+    for point in points:
+        if re.fullmatch(r"[\w.]+:\w+", point.value):
+            yield point.name, Entry(kind, point.name, point.value, origin, package)
+        else:
+            yield (
+                point.name,
+                UserError(
+                    f"the {kind} '{point.name}' of {origin} is '{point.value}', but: expected module:object, for "
+                    "example my_package.methods:MyMethod."
+                ),
+            )
 
 
 def _read_folder(

@@ -248,6 +248,8 @@ def _record(
         method=MethodRecord(
             name=plan.recipe.name,
             implementation=plan.recipe.implementation,
+            package=plan.package,
+            source_hash=plan.source_hash,
             parameters=plan.parameters.model_dump(mode="json"),
             role=plan.method_class.role,
             citation=plan.recipe.citation,
