@@ -229,7 +229,8 @@ def list_(
         for entry in entries("method" if what == Listed.methods else "task", include_path or []):
             # What a plugin is, beside its class, is known when it is imported.
             group = f"group: {', '.join(entry.members)}" if entry.members else ""
-            table.add_row(entry.name, entry.description or group or _escaped(entry.target), _escaped(entry.origin))
+            about = entry.description or group or entry.target
+            table.add_row(entry.name, _escaped(about), _escaped(entry.package or entry.origin))
     console.print(table if table.row_count else f"There are no {what.value} yet.")
 
 

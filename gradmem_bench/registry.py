@@ -7,10 +7,10 @@ points. Looking a name up reads YAML and package metadata, and imports nothing t
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import Distribution, distributions
+from importlib.metadata import EntryPoint, entry_points
 from itertools import chain
 from pathlib import Path
 from types import ModuleType
@@ -187,20 +187,12 @@ def _owner(entry: Entry) -> str:
 
 
 def _claims(kind: Kind, include_paths: Sequence[Path]) -> dict[str, list[Entry | UserError]]:
-    """Who owns each name; what cannot be read claims its file's or its package's name, with the reason."""
+    """Who owns each name; a file that cannot be read claims its file name, with the reason."""
     claims = _read_folder(kind, recipe_folder(kind), origin="built in", distribution=_BUILT_IN)
-    seen = set()
-    for distribution in distributions():
-        text = distribution.read_text("entry_points.txt")
-        if not text or f"gradmem_bench.{kind}s" not in text:
-            continue
-        package = distribution.metadata["Name"] or "without a name"
-        normalized = re.sub(r"[-_.]+", "-", package).lower()
-        # As in an import, the first of two installations of one package counts.
-        if normalized not in seen:
-            for name, claim in _plugins(kind, distribution, package):
-                claims.setdefault(name, []).append(claim)
-        seen.add(normalized)
+    points = [(point.name, _plugin(kind, point)) for point in entry_points(group=f"gradmem_bench.{kind}s")]
+    # By the packages' names: the file system has any order.
+    for name, claim in sorted(points, key=lambda point: getattr(point[1], "distribution", "")):
+        claims.setdefault(name, []).append(claim)
     for folder in map(Path, include_paths):
         if not folder.is_dir():
             raise UserError(f"The include path {folder} is no folder.")
@@ -209,27 +201,21 @@ def _claims(kind: Kind, include_paths: Sequence[Path]) -> dict[str, list[Entry |
     return claims
 
 
-def _plugins(kind: Kind, distribution: Distribution, package: str) -> Iterator[tuple[str, Entry | UserError]]:
-    """What one installed package's entry points claim; nothing of the package is imported."""
-    origin = f"{_INSTALLED}{package} {distribution.version}"
+def _plugin(kind: Kind, point: EntryPoint) -> Entry | UserError:
+    """What an entry point of an installed package claims; nothing of the package is imported."""
     try:
-        points = distribution.entry_points.select(group=f"gradmem_bench.{kind}s")
+        package, version = point.dist.metadata["Name"], point.dist.version
     except Exception as error:
-        # What importlib.metadata raises for a damaged file is not declared.
-        reason = f"{type(error).__name__}: {error}"
-        yield package, UserError(f"the entry_points.txt of {origin} cannot be read ({reason}).")
-        return
-    for point in points:
-        if re.fullmatch(r"[\w.]+:\w+", point.value):
-            yield point.name, Entry(kind, point.name, point.value, origin, package)
-        else:
-            yield (
-                point.name,
-                UserError(
-                    f"the {kind} '{point.name}' of {origin} is '{point.value}', but: expected module:object, for "
-                    "example my_package.methods:MyMethod."
-                ),
-            )
+        # What importlib.metadata raises for an installation that is not whole is not declared.
+        where = getattr(point.dist, "_path", "an installed package")
+        return UserError(f"The {kind} '{point.name}' of {where}, whose metadata cannot be read ({error!r}).")
+    origin = f"{_INSTALLED}{package} {version}"
+    if re.fullmatch(r"[\w.]+:\w+", point.value):
+        return Entry(kind, point.name, point.value, origin, package)
+    return UserError(
+        f"The {kind} '{point.name}' of {origin} is '{point.value}', but: expected module:object, for example "
+        "my_package.methods:MyMethod."
+    )
 
 
 def _read_folder(
