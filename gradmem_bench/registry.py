@@ -204,12 +204,14 @@ def _claims(kind: Kind, include_paths: Sequence[Path]) -> dict[str, list[Entry |
 def _plugin(kind: Kind, point: EntryPoint) -> Entry | UserError:
     """What an entry point of an installed package claims; nothing of the package is imported."""
     try:
-        package, version = point.dist.metadata["Name"], point.dist.version
-    except Exception as error:
-        # What importlib.metadata raises for an installation that is not whole is not declared.
+        package = point.dist.metadata["Name"]
+    except Exception:
+        # What importlib.metadata raises, if anything, for an installation that is not whole depends on its version.
+        package = None
+    if not package:
         where = getattr(point.dist, "_path", "an installed package")
-        return UserError(f"The {kind} '{point.name}' of {where}, whose metadata cannot be read ({error!r}).")
-    origin = f"{_INSTALLED}{package} {version}"
+        return UserError(f"The {kind} '{point.name}' of {where}: this installation has no metadata; install it anew.")
+    origin = f"{_INSTALLED}{package} {point.dist.version}"
     if re.fullmatch(r"[\w.]+:\w+", point.value):
         return Entry(kind, point.name, point.value, origin, package)
     return UserError(
