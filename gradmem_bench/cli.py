@@ -245,6 +245,42 @@ def show(
     _console().print(resolved_yaml(name, include_path or []))
 
 
+@app.command()
+def check(
+    name: Annotated[str, typer.Argument(help="A method's name, or the path of its YAML.")],
+    backbone: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A hub id, a local folder, or a random model's shape; by default a small random GPT-2, GPT-NeoX and "
+            "Llama. May be repeated."
+        ),
+    ] = None,
+    include_path: IncludePath = None,
+) -> None:
+    """Try the laws on a method: what it stores, depends on, leaves behind and costs. Exit code 1 when it breaks one.
+
+    [dim]gradmem-bench check gradmem[/]
+    """
+    from gradmem_bench.registry import resolve as find
+
+    # Names first: torch takes seconds to import.
+    find("method", name, include_path or [])
+    from gradmem_bench.reporting.laws import laws_progress, laws_table
+    from gradmem_bench.testing import BACKBONES, findings
+
+    console = _console()
+    backbones = backbone or [config.name for config in BACKBONES]
+    with laws_progress(console, len(backbones)) as report:
+        found = findings(name, None, backbones, include_path or [], report)
+    console.print(laws_table(found))
+    broken = {finding.law.name for finding in found if finding.outcome == "FAIL"}
+    console.print()
+    if broken:
+        console.print(f"{_escaped(name)} breaks {len(broken)} of {len({one.law.name for one in found})} laws.")
+        raise typer.Exit(1)
+    console.print(f"{_escaped(name)} keeps the laws on {', '.join(map(_escaped, backbones))}.")
+
+
 def _tasks(names: list[str], include: list[Path]) -> list:
     """The entries that task names and group names stand for, each once."""
     from gradmem_bench.registry import located
