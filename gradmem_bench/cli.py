@@ -273,12 +273,15 @@ def check(
     with laws_progress(console, len(backbones)) as report:
         found = findings(name, None, backbones, include_path or [], report)
     console.print(laws_table(found))
+    laws = {finding.law.name for finding in found}
     broken = {finding.law.name for finding in found if finding.outcome == "FAIL"}
+    untried = {finding.law.name for finding in found if finding.outcome == "skipped"} - broken
     console.print()
     if broken:
-        console.print(f"{_escaped(name)} breaks {len(broken)} of {len({one.law.name for one in found})} laws.")
+        console.print(f"{_escaped(name)} breaks {len(broken)} of {len(laws)} laws.")
         raise typer.Exit(1)
-    console.print(f"{_escaped(name)} keeps the laws on {', '.join(map(_escaped, backbones))}.")
+    rest = f"; {len(untried)} could not be tried on every backbone" if untried else ""
+    console.print(f"{_escaped(name)} keeps {len(laws - untried)} of {len(laws)} laws{rest}.")
 
 
 def _tasks(names: list[str], include: list[Path]) -> list:

@@ -331,8 +331,16 @@ class DoesNotRun(MeanPool):
         return super().write(contexts).tensors["memory"]
 
 
+class RefusesEverything(MeanPool):
+    def __init__(self, backbone, parameters):
+        raise UserError("This method takes no such backbone.")
+
+
 BREAKS: dict[str, list[tuple[type[MemoryMethod], str]]] = {
-    "runs": [(DoesNotRun, "gives a tensor of shape (3, 8, 32) and not a MemoryState of as many")],
+    "runs": [
+        (DoesNotRun, "gives a tensor of shape (3, 8, 32) and not a MemoryState of as many"),
+        (RefusesEverything, "it refuses this backbone: This method takes no such backbone."),
+    ],
     "bytes": [(PadsItsSizeAway, "something that READ uses is not in the bytes")],
     "size": [
         (UnderstatesItsBytes, "It says that a state has 1 bytes, and 1,024 are serialised"),

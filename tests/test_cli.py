@@ -46,7 +46,7 @@ def alone(*arguments: str | Path, cwd: Path) -> tuple[str, set[str], float]:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--help"], ["run", "compare", "list", "show"]),
+        (["--help"], ["run", "compare", "list", "show", "check"]),
         (["run", "--help"], ["--method", "--task", "--budget", "--max-positions", "--dry-run"]),
         (["list", "methods"], METHODS),
         (["list", "tasks"], ["kv_retrieval", "babi_qa1", "squad_removed"]),
@@ -69,8 +69,8 @@ def test_help_and_lists_answer_at_once(five_runs, arguments, words):
 
 
 def test_the_help_is_whole_at_eighty_columns():
-    for arguments in (["--help"], ["run", "--help"], ["compare", "--help"], ["list", "--help"], ["show", "--help"]):
-        done = command(*arguments)
+    for name in ([], ["run"], ["compare"], ["list"], ["show"], ["check"]):
+        done = command(*name, "--help")
         assert done.code == 0
         assert "…" not in done.output
         assert max(map(len, done.output.splitlines())) <= 80

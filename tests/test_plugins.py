@@ -60,3 +60,10 @@ def test_its_methods_run_on_its_task(environment):
     # What its YAML says is used and recorded.
     assert made["strided_by_four"]["method"]["citation"] == "Nobody, Nowhere, 2026"
     assert made["strided_by_four"]["training"]["config"]["learning_rate"] == 1e-3
+
+
+def test_its_method_keeps_the_laws(environment):
+    done = bench(environment, "check", "example-memory:strided", "--backbone=llama-1x32")
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = {line.split()[0]: line.split()[1] for line in done.stdout.splitlines() if line[1:2].isalpha()}
+    assert rows["isolation"] == rows["budget"] == "pass"

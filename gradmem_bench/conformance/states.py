@@ -10,7 +10,7 @@ import torch
 from gradmem_bench.backbone import Prefix
 from gradmem_bench.batch import Batch, Tokens
 from gradmem_bench.conformance.law import Broken, NotTried, law
-from gradmem_bench.conformance.subject import Asked, Subject, answers, difference, gap, scales, what, write
+from gradmem_bench.conformance.subject import Asked, Subject, answers, difference, gap, rebuilt, scales, what, write
 from gradmem_bench.errors import UserError
 from gradmem_bench.evaluation import Evaluator
 from gradmem_bench.methods.base import MemoryMethod
@@ -167,13 +167,8 @@ def batch(subject: Subject) -> None:
             if owner:
                 raise Broken(f"Context {row + 1} of a batch gets the state of context {owner[0] + 1}.")
             raise Broken(f"A context's state depends on what is written beside it in the batch ({apart}).")
-    whole = answers(method, alone, asked.queries, asked.targets)
-    each = [
-        answers(method, [state], [query], [target])[0]
-        for state, query, target in zip(alone, asked.queries, asked.targets, strict=True)
-    ]
-    if apart := gap(whole, each):
-        raise Broken(f"An answer depends on which states are read beside it in the batch ({apart}).")
+    if apart := _apart_in_a_batch(method, alone, asked):
+        raise Broken(f"{apart}, by what is read beside its state in the batch.")
 
 
 @law("padding", "Nor on what stands where nothing stands", "batch")
@@ -189,12 +184,20 @@ def padding(subject: Subject) -> None:
         for one, other in zip(padded, alone, strict=True):
             if apart := difference(one, other, scale):
                 raise Broken(f"The state of a context depends {cause} ({apart}).")
-    each = [
-        answers(method, [state], [query], [target])[0]
-        for state, query, target in zip(alone, asked.queries, asked.targets, strict=True)
-    ]
-    if apart := gap(answers(method, alone, asked.queries, asked.targets), each):
-        raise Broken(f"An answer depends on how far its state is padded beside longer ones ({apart}).")
+    if apart := _apart_in_a_batch(method, alone, asked):
+        raise Broken(f"{apart}, by how far its state is padded beside longer ones.")
+
+
+def _apart_in_a_batch(method: MemoryMethod, states: Sequence[bytes], asked: Asked) -> str | None:
+    """Where answers, or the reconstruction, are others when all states are read together than when each is alone."""
+    rows = list(zip(states, asked.contexts, asked.queries, asked.targets, strict=True))
+    alone = [answers(method, [state], [query], [target])[0] for state, _, query, target in rows]
+    if apart := gap(alone, answers(method, states, asked.queries, asked.targets)):
+        return f"An answer is changed ({apart})"
+    alone = [loss for state, context, _, _ in rows for loss in rebuilt(method, [state], [context])]
+    if apart := gap(alone, rebuilt(method, states, asked.contexts)):
+        return f"The reconstruction loss of a context is changed ({apart})"
+    return None
 
 
 @law("query", "A state does not depend on the queries", "batch")

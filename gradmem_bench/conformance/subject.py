@@ -159,6 +159,14 @@ def answers(
     return [row[: len(target)].float().cpu() for row, target in zip(losses, targets, strict=True)]
 
 
+@torch.no_grad()
+def rebuilt(method: MemoryMethod, states: Sequence[bytes], contexts: Sequence[list[int]]) -> list[Tensor]:
+    """The reconstruction loss of each context, (1,); nothing for a method that has none."""
+    device = method.backbone.device
+    losses = method.reconstruction_loss(MemoryState.from_bytes(states, device), Tokens.from_lists(contexts, device))
+    return [] if losses is None else list(losses.float().cpu()[:, None])
+
+
 def tensors(state: bytes) -> dict[str, Tensor]:
     """One state's tensors, without the batch's dimension."""
     return {name: tensor[0] for name, tensor in MemoryState.from_bytes([state]).tensors.items()}
@@ -201,7 +209,7 @@ def gap(one: Sequence[Tensor], other: Sequence[Tensor], tolerance: float = 1e-3)
         apart = (left - right).abs()
         worst = int(apart.argmax())
         if not float(apart[worst]) <= tolerance * max(1.0, float(left[worst].abs())):
-            return f"a token of answer {row + 1} costs {float(left[worst]):.3f} and {float(right[worst]):.3f} nats"
+            return f"a token of row {row + 1} costs {float(left[worst]):.3f} and {float(right[worst]):.3f} nats"
     return None
 
 

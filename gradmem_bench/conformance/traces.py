@@ -64,8 +64,9 @@ def saving(subject: Subject) -> None:
 
 @law("isolation", "Nothing of a context outlives WRITE but its bytes", "saving", "repeatable")
 def isolation(subject: Subject) -> None:
-    if "<locals>" in subject.method_class.__qualname__:
-        raise NotTried("the class is defined inside a function, where another process cannot find it")
+    module = sys.modules[subject.method_class.__module__]
+    if "<locals>" in subject.method_class.__qualname__ or not hasattr(module, "__file__"):
+        raise NotTried("the class stands in a function, or in no file, where another process cannot find it")
     method = subject.trained()
     weights = subject.save(method)
     # New at every check: a cheat may have seen what was checked before.
