@@ -110,7 +110,7 @@ class HidesInTheWeights(Keyed):
 
     def rows(self):
         # Of the key-value tokenizer's marks and special tokens: no text of the laws holds one.
-        return self.backbone.model.get_input_embeddings().weight.detach()[1:5].view(-1)
+        return self.backbone.model.get_input_embeddings().weight.detach()[1:8].view(-1)
 
     def keep(self, key, text):
         ids = self.backbone.encode([text])[0]

@@ -10,14 +10,15 @@ from gradmem_bench.errors import UserError
 from gradmem_bench.state import MemoryState
 
 _CONTEXT = 48
-"""Symbols of a context that a budget is tried on."""
+"""Symbols of a context that a budget is tried on, where the backbone has positions for a few times as many."""
 
 
 @law("budget", "`fit` never exceeds its budget, and uses it", "size", "batch")
 def budget(subject: Subject) -> None:
     if subject.method_class.role != "method":
         raise NotTried(f"no budget is asked of the {subject.method_class.role}")
-    size, positions = _cost(subject, subject.parameters)
+    length = min(_CONTEXT, subject.shape.max_positions // 8)
+    size, positions = _cost(subject, subject.parameters, length)
     if not (size and positions):
         raise NotTried("its states are empty, or take no position")
     bounds = {Budget(bytes=count) for count in (size // 4, size - 1, size, size + 1, 4 * size) if count}
@@ -26,15 +27,16 @@ def budget(subject: Subject) -> None:
         Budget(bytes=size, positions=max(1, positions // 2)),
         Budget(bytes=max(1, size // 2), positions=positions),
     }
+    fits: dict[Budget, StrictModel] = {}
     used: dict[Budget, tuple[int, int]] = {}
     for bound in sorted(bounds, key=str):
         try:
-            fitted = subject.method_class.fit(subject.parameters, bound, subject.shape)
+            fits[bound] = subject.method_class.fit(subject.parameters, bound, subject.shape)
         except UserError as refusal:
             if (bound.bytes or size) >= size and (bound.positions or positions) >= positions:
                 raise Broken(f"`fit` finds nothing for {bound}, which its own parameters keep to: {refusal}") from None
             continue
-        used[bound] = found = _cost(subject, fitted)
+        used[bound] = found = _cost(subject, fits[bound], length)
         if found[0] > (bound.bytes or found[0]) or found[1] > (bound.positions or found[1]):
             raise Broken(
                 f"Fitted to {bound}, it writes a state of {format_bytes(found[0])} that takes {found[1]} positions."
@@ -43,19 +45,23 @@ def budget(subject: Subject) -> None:
         own = (size, positions)[index]
         if used[bound][index] < own:
             raise Broken(f"Fitted to {own} {unit}, which its own parameters take, it uses {used[bound][index]}.")
-    larger, taken = used[Budget(bytes=4 * size)]
-    # Text and caches are as long as the context: there is no more to keep.
-    if larger <= size and taken < len(subject.asked(12, (_CONTEXT,)).contexts[0]):
+    # On a longer context, of which there is more to keep than the smaller budget holds.
+    smaller, larger = (_cost(subject, fits[Budget(bytes=count)], 4 * length) for count in (size, 4 * size))
+    if larger[0] <= smaller[0] and larger[1] < len(_context(subject, 4 * length)):
         raise Broken(
-            f"`fit` does not use its budget: of {format_bytes(4 * size)} it takes {format_bytes(larger)}, and "
-            f"{format_bytes(size)} are what its own parameters take."
+            f"`fit` does not use its budget: of {format_bytes(4 * size)} it takes {format_bytes(larger[0])}, as of "
+            f"{format_bytes(size)}."
         )
 
 
-def _cost(subject: Subject, parameters: StrictModel) -> tuple[int, int]:
-    """State bytes and READ positions of one context."""
+def _context(subject: Subject, length: int) -> list[int]:
+    return subject.asked(12, (length,)).contexts[0]
+
+
+def _cost(subject: Subject, parameters: StrictModel, length: int) -> tuple[int, int]:
+    """State bytes and READ positions of a context of so many symbols."""
     method = subject.build(parameters)
-    (data,) = write(method, subject.asked(12, (_CONTEXT,)).contexts)
+    (data,) = write(method, [_context(subject, length)])
     with torch.no_grad():
         positions = int(method.read(MemoryState.from_bytes([data])).positions[0])
     return len(data) - 4 - int.from_bytes(data[:4], "little"), positions

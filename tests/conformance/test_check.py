@@ -82,7 +82,11 @@ def test_the_command_prints_a_row_a_law_and_fails_when_one_is_broken(tmp_path):
     cheat.write_text("name: cheat\nclass: cheats:ReturnsAnothersState\n")
     done = command("check", "cheat", "--include-path", tmp_path, "--backbone=gpt2-2x32", "--backbone=llama-1x32")
     assert (done.code, done.errors) == (1, "")
-    verdicts = {line.split()[0]: line.split()[1] for line in done.output.splitlines() if line[1:2].isalpha()}
+    verdicts = {
+        line.split()[0]: line.split()[1]
+        for line in done.output.splitlines()
+        if line[1:2].isalpha() and len(line.split()) > 1
+    }
     assert {name: verdicts[name] for name in ("bytes", "batch", "padding", "gpu")} == {
         "bytes": "pass", "batch": "FAIL", "padding": "skipped", "gpu": "skipped",
     }  # fmt: skip
