@@ -40,7 +40,13 @@ class Environment:
         variables = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
         line = [self.folder / "bin" / "python", *map(str, arguments)]
         return subprocess.run(
-            line, env=variables | _OFFLINE, cwd=cwd or self.folder, capture_output=True, text=True, timeout=150
+            line,
+            env=variables | _OFFLINE,
+            cwd=cwd or self.folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=150,
         )
 
     def install(self, project: Path) -> None:
