@@ -1,6 +1,7 @@
 """The command line. Nothing heavy is imported before a command needs it: `--help` and `list` answer at once."""
 
 import sys
+import warnings
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +10,7 @@ import typer
 
 from gradmem_bench import __version__
 from gradmem_bench.config import Budget, parse_bytes
-from gradmem_bench.errors import UserError
+from gradmem_bench.errors import LeftOut, UserError
 from gradmem_bench.options import (
     BackboneName,
     Budgets,
@@ -300,10 +301,16 @@ def list_(
     else:
         from gradmem_bench.registry import entries
 
-        table = Table("name", "what it is", "from", box=None, header_style="bold")
+        table = Table(box=None, header_style="bold")
+        # A name is of use only whole; so is a folder.
+        table.add_column("name", no_wrap=True)
+        table.add_column("what it is", overflow="fold")
+        table.add_column("from", overflow="fold")
         for entry in entries("method" if what == Listed.methods else "task", include_path or []):
-            about = entry.description or (", ".join(entry.members) and f"group: {', '.join(entry.members)}")
-            table.add_row(entry.name, about, entry.origin)
+            # What a plugin is, beside its class, is known when it is imported.
+            group = f"group: {', '.join(entry.members)}" if entry.members else ""
+            about = entry.description or group or entry.target
+            table.add_row(entry.name, _escaped(about), _escaped(entry.package or entry.origin))
     console.print(table if table.row_count else f"There are no {what.value} yet.")
 
 
@@ -316,6 +323,43 @@ def show(
     from gradmem_bench.reporting.plans import resolved_yaml
 
     _console().print(resolved_yaml(name, include_path or []))
+
+
+@app.command()
+def check(
+    name: Annotated[str, typer.Argument(help="A method's name, or the path of its YAML.")],
+    backbone: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A hub id, a local folder, or a random model's shape; by default a small random GPT-2, GPT-NeoX and "
+            "Llama. May be repeated."
+        ),
+    ] = None,
+    include_path: IncludePath = None,
+) -> None:
+    """Try the laws on a method: what it stores, depends on, leaves behind and costs. Exit code 1 when it breaks one.
+
+    [dim]gradmem-bench check gradmem[/]
+    """
+    from gradmem_bench.registry import resolve as find
+
+    find("method", name, include_path or [])
+    from gradmem_bench.reporting.laws import laws_progress, laws_table
+    from gradmem_bench.testing import BACKBONES, findings
+
+    console = _console()
+    with laws_progress(console, len(backbone or BACKBONES)) as report:
+        found = findings(name, None, backbone, include_path or [], report)
+    console.print(laws_table(found))
+    laws = {finding.law.name for finding in found}
+    broken = {finding.law.name for finding in found if finding.outcome == "FAIL"}
+    untried = {finding.law.name for finding in found if finding.outcome == "skipped"} - broken
+    console.print()
+    if broken:
+        console.print(f"{_escaped(name)} breaks {len(broken)} of {len(laws)} laws.")
+        raise typer.Exit(1)
+    rest = f"; {len(untried)} could not be tried on every backbone" if untried else ""
+    console.print(f"{_escaped(name)} keeps {len(laws - untried)} of {len(laws)} laws{rest}.")
 
 
 def _budgets(
@@ -356,11 +400,13 @@ def _plans(
 
 def _tasks(names: list[str], include: list[Path]) -> list:
     """The entries that task names and group names stand for, each once."""
+    from gradmem_bench.registry import located
     from gradmem_bench.registry import resolve as find
 
     found = {}
-    for name in names:
-        entry = find("task", name, include)
+    # Names first: a plugin that has to be imported may be slow.
+    for entry in [find("task", name, include) for name in names]:
+        entry = located(entry)
         for one in [find("task", member, include) for member in entry.members] or [entry]:
             found[one.target] = one
     return list(found.values())
@@ -400,7 +446,9 @@ def options(
 def main() -> None:
     """The entry point: a user's mistake is one sentence and exit code 2, never a traceback."""
     try:
-        app()
+        with warnings.catch_warnings():
+            warnings.showwarning = _warned
+            app()
     except UserError as error:
         from rich.console import Console
 
@@ -411,6 +459,13 @@ def main() -> None:
         if end.code == 130:
             sys.stderr.write("interrupted; the same command goes on from the last checkpoint, where there is one\n")
         raise
+
+
+def _warned(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
+    if issubclass(category, LeftOut):
+        sys.stderr.write(f"warning: {message}\n")
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno))
 
 
 def _escaped(text: str) -> str:

@@ -11,6 +11,10 @@ class UserError(Exception):
     """
 
 
+class LeftOut(UserWarning):
+    """Something of a user's that cannot be read and was left out; the command line prints the message alone."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """` Did you mean 'x'?` for the nearest of `known`, or the list of them when none is near."""
     known = sorted(known)

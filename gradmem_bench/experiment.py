@@ -1,7 +1,9 @@
 """One run: a method on a task, resolved before any weights are touched, then trained or loaded, scored and recorded."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from gradmem_bench.config import (
 from gradmem_bench.errors import UserError, did_you_mean
 from gradmem_bench.loading import load_backbone
 from gradmem_bench.methods.base import Footprint, MemoryMethod
-from gradmem_bench.registry import Entry, load_object, method_recipe
+from gradmem_bench.registry import Entry, load_object, located, method_recipe
 from gradmem_bench.tasks.base import Document, Split, Task
 from gradmem_bench.tasks.batching import encode_documents
 from gradmem_bench.tasks.declaration import load_task
@@ -58,6 +60,8 @@ class Plan:
     """A run as it will be made; everything in it was checked, and no weights were read for it."""
 
     recipe: MethodRecipe
+    package: str
+    """The package that the method is from, with its version; empty for what is built in or a file of the user's."""
     method_class: type[MemoryMethod]
     parameters: StrictModel
     task: Task
@@ -88,7 +92,12 @@ class Plan:
         """All that the result depends on, JSON-able; its fingerprint names the run's folder."""
         return {
             "version": __version__,
-            "method": {"class": self.recipe.implementation, "parameters": self.parameters.model_dump(mode="json")},
+            "method": {
+                "class": self.recipe.implementation,
+                "parameters": self.parameters.model_dump(mode="json"),
+                # Of what is built in, the version above tells.
+                **({"source": self.source_hash} if self.source_hash else {}),
+            },
             "task": {
                 "name": self.task.name,
                 "version": str(self.task.metadata.get("version", "1.0")),
@@ -113,6 +122,13 @@ class Plan:
         task = {key: value for key, value in configuration["task"].items() if key not in ("split", "hash")}
         rest = {key: value for key, value in configuration.items() if key not in ("budget", "limit")}
         return fingerprint(rest | {"task": task})
+
+    @property
+    def source_hash(self) -> str | None:
+        """SHA-256 of the file of a method that is not built in, 16 digits: with another body it is another method."""
+        if self.method_class.__module__.partition(".")[0] == __package__:
+            return None
+        return sha256(Path(inspect.getfile(self.method_class)).read_bytes()).hexdigest()[:16]
 
     def _data_hash(self, split: Split) -> str | None:
         source = self.task.source(split)
@@ -160,6 +176,7 @@ def resolve(method: Entry, task: Entry, options: Options, known: Known | None = 
     # What the hub's client says while it retries is said once, in the sentence that ends it.
     hub_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    method, task = located(method), located(task)
     recipe = method_recipe(method)
     method_class = load_object(recipe.implementation, method)
     if not (isinstance(method_class, type) and issubclass(method_class, MemoryMethod)):
@@ -220,6 +237,7 @@ def resolve(method: Entry, task: Entry, options: Options, known: Known | None = 
     before = requested.model_dump()
     return Plan(
         recipe=recipe,
+        package=method.package,
         method_class=method_class,
         parameters=parameters,
         task=loaded_task,

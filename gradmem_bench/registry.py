@@ -4,22 +4,25 @@ One mechanism serves what is built in, a user's `--include-path` folder and an i
 points. Looking a name up reads YAML and package metadata, and imports nothing that was named there.
 """
 
+import re
 import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from itertools import chain
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 from gradmem_bench.config import MethodRecipe, PretrainingRecipe, load_yaml, validated
-from gradmem_bench.errors import UserError, did_you_mean
+from gradmem_bench.errors import LeftOut, UserError, did_you_mean
 
 Kind = Literal["method", "task"]
 
 _BUILT_IN = "gradmem-bench"
+_INSTALLED = "distribution "
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Entry:
     kind: Kind
     name: str
     target: str
-    """The path of a YAML file, or `module:Class` (an entry point)."""
+    """The path of a YAML file, or `module:object` (an entry point; `located` says what stands behind it)."""
     origin: str
     """Where it comes from, for people: `built in`, a folder, or `distribution NAME VERSION`."""
     distribution: str = ""
@@ -37,6 +40,11 @@ class Entry:
     description: str = ""
     members: tuple[str, ...] = ()
     """The names of a task group's tasks; empty for anything else."""
+
+    @property
+    def package(self) -> str:
+        """`NAME VERSION` of the installed package it is from; empty for what is built in and for a user's file."""
+        return self.origin.removeprefix(_INSTALLED) if self.origin.startswith(_INSTALLED) else ""
 
 
 def recipe_folder(kind: Kind | Literal["backbone"]) -> Path:
@@ -50,7 +58,8 @@ def entries(kind: Kind, include_paths: Sequence[Path] = ()) -> list[Entry]:
     """Everything of this kind that has a name, sorted by it.
 
     An include path's entry replaces a built-in or earlier one of its name, as in lm-eval. Of two packages
-    that own one name both are listed. A YAML file that cannot be read is warned of, and left out.
+    that own one name both are listed. A YAML file, or a package's entry point, that cannot be read is warned of
+    (LeftOut), and left out.
 
     Args:
         include_paths: folders; the YAML files of each and of its `methods/` or `tasks/` are read, except
@@ -62,7 +71,7 @@ def entries(kind: Kind, include_paths: Sequence[Path] = ()) -> list[Entry]:
     found = []
     for claim in chain.from_iterable(_claims(kind, include_paths).values()):
         if isinstance(claim, UserError):
-            warnings.warn(f"Left out: {claim}", stacklevel=2)
+            warnings.warn(f"Left out: {claim}", LeftOut, stacklevel=2)
         else:
             found.append(claim)
     return sorted(found, key=lambda entry: entry.name)
@@ -86,13 +95,43 @@ def resolve(kind: Kind, name: str, include_paths: Sequence[Path] = ()) -> Entry:
             f"The {kind} '{name}' has several owners, {' and '.join(_owner(entry) for entry in owners)}; write "
             f"{' or '.join(repr(f'{e.distribution}:{e.name}' if e.distribution else e.target) for e in owners)}."
         )
-    for broken in claims.get(name, []):
-        raise broken
-    raise UserError(f"There is no {kind} '{name}' (see `gradmem-bench list {kind}s`).{did_you_mean(name, claims)}")
+    for broken in claims.get(name, []) or claims.get(name.rpartition(":")[2], []):
+        if isinstance(broken, UserError):
+            raise broken
+    known = [f"{entry.distribution}:{entry.name}" for entry in found] if ":" in name else claims
+    raise UserError(f"There is no {kind} '{name}' (see `gradmem-bench list {kind}s`).{did_you_mean(name, known)}")
+
+
+def located(entry: Entry) -> Entry:
+    """`entry` with what its entry point names: a task's YAML file; a method's class, or its YAML file.
+
+    An entry point of a task, and of a method that has a recipe, names a `pathlib.Path` to the file in the package.
+    This imports the package; an entry that is a file already is returned as it is.
+
+    Raises:
+        UserError: the import fails, the object is of another kind, or the file declares another name.
+    """
+    if _is_file(entry):
+        return entry
+    found = load_object(entry.target, entry)
+    if not isinstance(found, Path):
+        if entry.kind == "method":
+            return entry
+        raise UserError(
+            f"The task '{entry.name}' ({entry.origin}) is {entry.target}, which is {found!r}, but the pathlib.Path of "
+            "a task's YAML file was expected."
+        )
+    declared = _read(entry.kind, found, load_yaml(found), entry.origin, entry.distribution)
+    if declared.name != entry.name:
+        raise UserError(
+            f"The {entry.kind} '{entry.name}' ({entry.origin}) is declared in {found} by another name, "
+            f"'{declared.name}'; make them one."
+        )
+    return declared
 
 
 def method_recipe(entry: Entry) -> MethodRecipe:
-    """The recipe of a method: its YAML, or, for an entry point, the class with nothing but defaults.
+    """The recipe of a `located` method: its YAML, or, for an entry point's class, nothing but defaults.
 
     Raises:
         UserError: the YAML has an unknown key or a value of the wrong kind, or the target is no `module:Class`.
@@ -123,12 +162,8 @@ def load_object(target: str, entry: Entry) -> Any:
         UserError: the import fails, for whatever reason, or the module has no such name.
     """
     module_name, _, attribute = target.partition(":")
-    if _is_file(entry) and not entry.distribution:
-        folder = Path(entry.target).resolve().parent
-        # Last in the path: a user's file must not stand in for an installed module.
-        sys.path += [str(path) for path in (folder, folder.parent) if str(path) not in sys.path]
     try:
-        module = import_module(module_name)
+        module = _imported(module_name, entry)
     except Exception as error:
         raise UserError(
             f"The {entry.kind} '{entry.name}' ({_owner(entry)}) cannot be loaded: importing {module_name} raised "
@@ -142,6 +177,18 @@ def load_object(target: str, entry: Entry) -> Any:
     return getattr(module, attribute)
 
 
+def _imported(name: str, entry: Entry) -> ModuleType:
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name.partition(".")[0] or not _is_file(entry) or entry.distribution:
+            raise
+    folder = Path(entry.target).resolve().parent
+    # Last in the path: a user's file must not stand in for an installed module.
+    sys.path += [str(path) for path in (folder, folder.parent) if str(path) not in sys.path]
+    return import_module(name)
+
+
 def _is_file(entry: Entry) -> bool:
     return Path(entry.target).suffix in (".yaml", ".yml")
 
@@ -151,17 +198,37 @@ def _owner(entry: Entry) -> str:
 
 
 def _claims(kind: Kind, include_paths: Sequence[Path]) -> dict[str, list[Entry | UserError]]:
-    """Who owns each name; a file that cannot be read claims its own file name, with the reason."""
+    """Who owns each name; a file that cannot be read claims its file name, with the reason."""
     claims = _read_folder(kind, recipe_folder(kind), origin="built in", distribution=_BUILT_IN)
-    for point in entry_points(group=f"gradmem_bench.{kind}s"):
-        origin = f"distribution {point.dist.name} {point.dist.version}"
-        claims.setdefault(point.name, []).append(Entry(kind, point.name, point.value, origin, point.dist.name))
+    points = [(point.name, _plugin(kind, point)) for point in entry_points(group=f"gradmem_bench.{kind}s")]
+    # By the packages' names: the file system has any order.
+    for name, claim in sorted(points, key=lambda point: getattr(point[1], "distribution", "")):
+        claims.setdefault(name, []).append(claim)
     for folder in map(Path, include_paths):
         if not folder.is_dir():
             raise UserError(f"The include path {folder} is no folder.")
         claims |= _read_folder(kind, folder, origin=str(folder), mixed=True)
         claims |= _read_folder(kind, folder / f"{kind}s", origin=str(folder))
     return claims
+
+
+def _plugin(kind: Kind, point: EntryPoint) -> Entry | UserError:
+    """What an entry point of an installed package claims; nothing of the package is imported."""
+    try:
+        package = point.dist.metadata["Name"]
+    except Exception:
+        # What importlib.metadata raises, if anything, for an installation that is not whole depends on its version.
+        package = None
+    if not package:
+        where = getattr(point.dist, "_path", "an installed package")
+        return UserError(f"The {kind} '{point.name}' of {where}: this installation has no metadata; install it anew.")
+    origin = f"{_INSTALLED}{package} {point.dist.version}"
+    if re.fullmatch(r"[\w.]+:\w+", point.value):
+        return Entry(kind, point.name, point.value, origin, package)
+    return UserError(
+        f"The {kind} '{point.name}' of {origin} is '{point.value}', but: expected module:object, for example "
+        "my_package.methods:MyMethod."
+    )
 
 
 def _read_folder(

@@ -279,6 +279,8 @@ def _method_record(plan: Plan) -> MethodRecord:
     return MethodRecord(
         name=plan.recipe.name,
         implementation=plan.recipe.implementation,
+        package=plan.package,
+        source_hash=plan.source_hash,
         parameters=plan.parameters.model_dump(mode="json"),
         role=plan.method_class.role,
         citation=plan.recipe.citation,

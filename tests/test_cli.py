@@ -46,7 +46,7 @@ def alone(*arguments: str | Path, cwd: Path) -> tuple[str, set[str], float]:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--help"], ["run", "compare", "list", "show"]),
+        (["--help"], ["run", "compare", "list", "show", "check"]),
         (["run", "--help"], ["--method", "--task", "--budget", "--max-positions", "--dry-run"]),
         (["pretrain", "--help"], ["--preset", "--data", "--output", "--seconds"]),
         (["list", "methods"], (*METHODS, "mamba", "armt")),
@@ -70,7 +70,7 @@ def test_help_and_lists_answer_at_once(five_runs, arguments, words):
 
 
 def test_the_help_is_whole_at_eighty_columns():
-    for name in ("", "run", "profile", "pretrain", "compare", "list", "show"):
+    for name in ("", "run", "profile", "pretrain", "compare", "list", "show", "check"):
         done = command(*name.split(), "--help")
         assert done.code == 0
         assert "…" not in done.output
@@ -374,3 +374,19 @@ def test_a_method_of_ones_own_is_one_file_and_one_yaml(tmp_path):
     record = read_record(path)
     assert record.method.implementation == "backwards:Backwards"
     assert record.footprint.state_bytes.max == 5
+
+
+def test_a_method_of_ones_own_that_was_changed_is_another_run(tmp_path):
+    source = tmp_path / "changing_method.py"
+    text = "from gradmem_bench.methods.truncated_text import TruncatedText\n\n\nclass Mine(TruncatedText):\n    pass\n"
+    (tmp_path / "mine.yaml").write_text("name: mine\nclass: changing_method:Mine\nparameters: {max_bytes: 5}\n")
+    folders = []
+    for body in (text, text, text + "    # changed\n"):
+        source.write_text(body)
+        done = command("run", "--method=mine", *TINY, "--include-path", tmp_path, "--output", tmp_path / "runs")
+        assert done.code == 0
+        folders.append({path.parent for path in (tmp_path / "runs").rglob("run.json")})
+    assert [len(found) for found in folders] == [1, 1, 2]
+    records = [read_record(folder / "run.json") for folder in sorted(folders[-1])]
+    assert len({record.method.source_hash for record in records}) == 2
+    assert {record.method.package for record in records} == {""}

@@ -5,10 +5,11 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
+from commands import command
 
 from gradmem_bench.config import StrictModel
-from gradmem_bench.errors import UserError
-from gradmem_bench.registry import Entry, entries, load_object, method_recipe, recipe_folder, resolve
+from gradmem_bench.errors import LeftOut, UserError
+from gradmem_bench.registry import Entry, entries, load_object, located, method_recipe, recipe_folder, resolve
 
 METHOD = "name: {name}\nclass: {module}:Method\ndescription: >\n  Keeps\n  everything.\n"
 
@@ -184,6 +185,8 @@ def test_an_unknown_name_gets_the_nearest_one(tmp_path):
         "There is no method 'very_particular_nam' (see `gradmem-bench list methods`). "
         "Did you mean 'very_particular_name'?"
     )
+    with pytest.raises(UserError, match="Did you mean 'gradmem-bench:gradmem'?"):
+        resolve("method", "gradmem_bench:gradmem")
 
 
 def test_a_package_adds_a_method_and_a_task_without_being_imported(site):
@@ -250,7 +253,92 @@ def test_a_broken_package_breaks_only_its_own_name(site, target, reason):
     assert reason in str(caught.value)
 
 
-def test_an_entry_point_that_names_no_class(site):
+@pytest.mark.parametrize("damage", ["no object", "no metadata"])
+def test_a_package_with_a_broken_entry_point_is_one_warning_and_the_rest_works(site, tmp_path, damage):
+    site("healthy-plugin", "1.0", "[gradmem_bench.methods]\nhealthy = healthy_plugin:Method\n")
+    target = "some_module" if damage == "no object" else "some_module:Method"
+    site("odd-plugin", "1.0", f"[gradmem_bench.methods]\nodd = {target}\n")
+    folder = tmp_path / "site" / "odd_plugin-1.0.dist-info"
+    reason = "The method 'odd' of distribution odd-plugin 1.0 is 'some_module', but: expected module:object"
+    if damage == "no metadata":
+        # What an uninstallation that was broken off may leave.
+        (folder / "METADATA").unlink()
+        reason = f"The method 'odd' of {folder}: this installation has no metadata"
+    with pytest.warns(LeftOut) as caught:
+        assert len(named(entries("method"), "healthy")) == 1
+    (warning,) = caught
+    assert str(warning.message).startswith(f"Left out: {reason}")
+    assert resolve("method", "healthy").distribution == "healthy-plugin"
+    for asked in ("odd", "odd-plugin:odd"):
+        with pytest.raises(UserError) as error:
+            resolve("method", asked)
+        assert str(error.value).startswith(reason)
+    # Nobody asked it for a task.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert entries("task")
+
+
+def test_the_command_line_says_what_was_left_out_in_one_line(site):
     site("odd-plugin", "1.0", "[gradmem_bench.methods]\nodd = some_module\n")
-    with pytest.raises(UserError, match="distribution odd-plugin 1.0: 'class' is 'some_module', but: expected mod"):
-        method_recipe(resolve("method", "odd"))
+    site("healthy-plugin", "1.0", "[gradmem_bench.methods]\nhealthy = healthy_plugin:Method\n")
+    done = command("list", "methods")
+    assert done.code == 0
+    (row,) = [line for line in done.output.splitlines() if line.split()[:1] == ["healthy"]]
+    assert "healthy_plugin:Method" in row and "healthy-plugin 1.0" in row
+    assert done.errors.startswith("warning: Left out: The method 'odd' of distribution odd-plugin 1.0 is 'some_module'")
+    assert done.errors.count("\n") == 1
+
+
+def test_of_two_installations_of_one_package_the_first_counts(site, tmp_path, monkeypatch):
+    site("twice-there", "2.0", "[gradmem_bench.methods]\ntwice = new:Method\n")
+    older = tmp_path / "older" / "Twice_There-1.0.dist-info"
+    write(older / "METADATA", "Metadata-Version: 2.1\nName: Twice_There\nVersion: 1.0\n")
+    write(older / "entry_points.txt", "[gradmem_bench.methods]\ntwice = old:Method\n")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(older.parent)])
+    assert resolve("method", "twice").target == "new:Method"
+
+
+def test_an_entry_point_may_name_a_yaml_of_its_package(site, tmp_path):
+    write(tmp_path / "one.yaml", "name: one\nclass: filed_plugin:Method\nparameters: {memory_vectors: 3}\n")
+    write(tmp_path / "asked.yaml", "task: asked\nmetadata: {description: A question.}\n")
+    write(tmp_path / "both.yaml", "group: both\ntask: [asked]\n")
+    source = f"""
+        from pathlib import Path
+        FOLDER = Path({str(tmp_path)!r})
+        ONE, ASKED, BOTH = (FOLDER / f"{{name}}.yaml" for name in ("one", "asked", "both"))
+        class Method: pass
+        """
+    points = """
+        [gradmem_bench.methods]
+        one = filed_plugin:ONE
+        other = filed_plugin:ONE
+        [gradmem_bench.tasks]
+        asked = filed_plugin:ASKED
+        both = filed_plugin:BOTH
+        wrong = filed_plugin:Method
+        """
+    site("filed-plugin", "1.0", points, filed_plugin=source)
+    one = located(resolve("method", "one"))
+    assert (one.target, one.package) == (str(tmp_path / "one.yaml"), "filed-plugin 1.0")
+    assert method_recipe(one).parameters == {"memory_vectors": 3}
+    assert load_object(method_recipe(one).implementation, one).__module__ == "filed_plugin"
+    asked = located(resolve("task", "asked"))
+    assert (asked.description, asked.distribution) == ("A question.", "filed-plugin")
+    assert located(asked) == asked
+    assert located(resolve("task", "both")).members == ("asked",)
+    with pytest.raises(UserError, match="'other' .* is declared in .*one.yaml by another name, 'one'"):
+        located(resolve("method", "other"))
+    with pytest.raises(UserError, match="'wrong' .* but the pathlib.Path of a task's YAML file was expected"):
+        located(resolve("task", "wrong"))
+
+
+def test_a_class_of_a_package_needs_no_yaml(site):
+    site(
+        "plain-plugin",
+        "1.0",
+        "[gradmem_bench.methods]\nplain = plain_plugin:Method\n",
+        plain_plugin="class Method: pass",
+    )
+    entry = resolve("method", "plain")
+    assert located(entry) == entry and entry.package == "plain-plugin 1.0"

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from gradmem_bench.config import Budget, TrainingConfig, format_bytes, load_yaml, merge
 from gradmem_bench.errors import UserError, did_you_mean
-from gradmem_bench.registry import Entry, entries, load_object, method_recipe, resolve
+from gradmem_bench.registry import Entry, Kind, entries, load_object, located, method_recipe, resolve
 
 if TYPE_CHECKING:
     from gradmem_bench.experiment import Plan
@@ -95,17 +95,16 @@ def resolved_yaml(name: str, include_paths: list[Path]) -> Group:
     Raises:
         UserError: no method and no task has this name.
     """
-    known: dict[str, Entry] = {}
+    known: dict[str, Kind] = {}
     for kind in ("method", "task"):
         for entry in entries(kind, include_paths):
-            known[entry.name] = entry
-    if name in known:
-        entry = known[name]
-    elif Path(name).is_file():
-        kind = "method" if "class" in load_yaml(Path(name)) else "task"
-        entry = resolve(kind, name, include_paths)
-    else:
-        raise UserError(f"There is no method and no task named '{name}'.{did_you_mean(name, known)}")
+            known |= {entry.name: kind, f"{entry.distribution}:{entry.name}": kind}
+    if Path(name).is_file():
+        known[name] = "method" if "class" in load_yaml(Path(name)) else "task"
+    if name not in known:
+        plain = [other for other in known if ":" not in other]
+        raise UserError(f"There is no method and no task named '{name}'.{did_you_mean(name, plain)}")
+    entry = located(resolve(known[name], name, include_paths))
     source = Text(f"{entry.kind} {entry.name} · {entry.origin} · {entry.target}", style="dim")
     return Group(source, _yaml(_method(entry) if entry.kind == "method" else _task(entry)))
 

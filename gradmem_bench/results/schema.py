@@ -33,6 +33,10 @@ class MethodRecord(Part):
     """Name of the recipe."""
     implementation: str
     """`module:Class`."""
+    package: str = ""
+    """The package it is from, with its version; empty for what is built in or a file of the user's."""
+    source_hash: str | None = None
+    """SHA-256 of the file that holds the class, where it is not built in: the first 16 digits."""
     parameters: dict[str, Any]
     """The class's `Parameters` in full, as fitted to the budget."""
     role: Literal["floor", "ceiling", "method"]

@@ -5,7 +5,6 @@ not honoured here (few-shot examples, a description, choices...) is refused unle
 so that one file never means two things. `metric_list`, `process_results` and `filter_list` say how lm-eval scores.
 """
 
-import importlib
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +20,7 @@ from gradmem_bench.config import (
     validated,
 )
 from gradmem_bench.errors import UserError, did_you_mean
+from gradmem_bench.registry import Entry, load_object
 from gradmem_bench.tasks.base import Task
 from gradmem_bench.tasks.documents import Documents
 
@@ -131,11 +131,7 @@ def load_task(path: Path, settings: dict[str, Any] | None = None) -> Task:
     implementation = values.get("metadata", {}).get("class")
     if implementation is None:
         return Documents(values, path)
-    module_name, _, class_name = implementation.partition(":")
-    try:
-        task_class = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"{path}: metadata.class is {implementation}, which cannot be imported ({error}).") from error
+    task_class = load_object(implementation, Entry("task", values["task"], str(path), str(path.parent)))
     if not (isinstance(task_class, type) and issubclass(task_class, Task)):
         raise UserError(f"{path}: metadata.class is {implementation}, which is no subclass of {Task.__module__}.Task.")
     return task_class(values, path)

@@ -15,6 +15,7 @@ from gradmem_bench.methods.base import MemoryMethod
 from gradmem_bench.methods.full_kv import FullKV
 from gradmem_bench.methods.gradmem import GradMem
 from gradmem_bench.methods.mamba import Mamba
+from gradmem_bench.methods.mean_pool import MeanPool
 from gradmem_bench.methods.no_memory import NoMemory
 from gradmem_bench.methods.rmt import RMT
 from gradmem_bench.methods.truncated_text import TruncatedText
@@ -35,6 +36,7 @@ CONTROL = {"write_control_before": 1, "write_control_after": 2, "read_control_be
 METHODS: dict[str, tuple[type[MemoryMethod], dict]] = {
     "gradmem": (GradMem, {"memory_vectors": 3, "inner_steps": 2, "inner_learning_rate": 0.3, "memory_std": 0.2}),
     "rmt": (RMT, {"memory_vectors": 3, "passes": 2, "memory_std": 0.2}),
+    "mean_pool": (MeanPool, {"memory_vectors": 3}),
     # The same with as many of their settings as go together.
     "gradmem-knobs": (
         GradMem,

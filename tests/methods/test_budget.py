@@ -100,7 +100,7 @@ def test_more_vectors_fit_where_they_are_narrower(name, dtype, vectors):
         build(name, on).fit(fitted, Budget(bytes=17, state_dtype=dtype), on)
 
 
-@pytest.mark.parametrize("name", ["gradmem", "rmt"])
+@pytest.mark.parametrize("name", ["gradmem", "rmt", "mean_pool"])
 @pytest.mark.parametrize(
     ("budget", "vectors"),
     [
@@ -134,7 +134,7 @@ def within(method, budget: Budget) -> bool:
     return state.nbytes()[0] <= (budget.bytes or 10**9) and positions <= (budget.positions or 10**9)
 
 
-@pytest.mark.parametrize("name", ["gradmem", "rmt"])
+@pytest.mark.parametrize("name", ["gradmem", "rmt", "mean_pool"])
 def test_a_budget_below_one_vector_is_refused(name):
     method = build(name, backbone("llama"))
     with pytest.raises(UserError, match="127 B holds no vector: one of width 32 in float32 is 128 B"):

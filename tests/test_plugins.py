@@ -1,0 +1,73 @@
+"""A package of one's own, installed by pip into a fresh environment and used from the command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+from environments import Environment
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory) -> Environment:
+    """One with the example plugin, a package that claims the name of its method, and a broken one."""
+    made = Environment.make(tmp_path_factory.mktemp("environment"))
+    made.install(Path(__file__).with_name("example_plugin"))
+    for name, point in {"rival": "strided = no_such_module:Strided", "broken": "odd = no_object"}.items():
+        info = made.packages / f"{name}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[gradmem_bench.methods]\n{point}\n")
+    return made
+
+
+def bench(environment: Environment, *arguments: str | Path):
+    return environment.python("-m", "gradmem_bench", *arguments)
+
+
+def test_what_packages_bring_is_listed_with_where_it_comes_from(environment):
+    methods, tasks = bench(environment, "list", "methods"), bench(environment, "list", "tasks")
+    assert methods.returncode == tasks.returncode == 0
+    rows = [line.split() for line in methods.stdout.splitlines()]
+    assert [row[0] for row in rows].count("strided") == 2
+    (task,) = [row for row in map(str.split, tasks.stdout.splitlines()) if row[0] == "last_symbol"]
+    assert "example-memory" in task
+    assert {"example-memory", "rival"} <= {word for row in rows if row[0] == "strided" for word in row}
+    # The broken one is one warning, and only where methods are asked for.
+    assert tasks.stderr == "" and methods.stderr.count("\n") == 1
+    assert methods.stderr.startswith("warning: Left out: The method 'odd' of distribution broken 1.0 is 'no_object'")
+
+
+def test_a_name_of_two_packages_is_asked_for(environment):
+    done = bench(environment, "run", "--method=strided", "--task=last_symbol")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "several owners, distribution example-memory 0.3 and distribution rival 1.0;" in done.stderr
+    assert "write 'example-memory:strided' or 'rival:strided'" in done.stderr
+
+
+def test_its_methods_run_on_its_task(environment):
+    methods = ["--method=example-memory:strided", "--method=strided_by_four"]
+    done = bench(environment, "run", *methods, "--task=last_symbol", "--max-positions=4", "--limit=8")
+    assert (done.returncode, done.stderr) == (0, "")
+    records = [json.loads(path.read_text()) for path in (environment.folder / "runs").rglob("run.json")]
+    made = {record["method"]["name"]: record for record in records}
+    assert set(made) == {"strided", "strided_by_four"}
+    assert {record["method"]["package"] for record in records} == {"example-memory 0.3"}
+    assert {record["method"]["implementation"] for record in records} == {"example_memory.strided:Strided"}
+    assert {record["task"]["name"] for record in records} == {"last_symbol"}
+    # Of 6 letters every second and every fourth one, each of width 32 in float32.
+    sizes = {name: record["footprint"]["state_bytes"]["max"] for name, record in made.items()}
+    assert sizes == {"strided": 3 * 128, "strided_by_four": 2 * 128}
+    # What its YAML says is used and recorded.
+    assert made["strided_by_four"]["method"]["citation"] == "Nobody, Nowhere, 2026"
+    assert made["strided_by_four"]["training"]["config"]["learning_rate"] == 1e-3
+
+
+def test_its_method_keeps_the_laws(environment):
+    done = bench(environment, "check", "example-memory:strided", "--backbone=llama-1x32")
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = {
+        line.split()[0]: line.split()[1]
+        for line in done.stdout.splitlines()
+        if line[1:2].isalpha() and len(line.split()) > 1
+    }
+    assert rows["isolation"] == rows["budget"] == "pass"
