@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import LogFormatter, NullLocator
 
 from gradmem_bench.results import code_version
 
@@ -201,6 +201,8 @@ def drawn(rows: list[Row], across: str, label: str, panels: str | None) -> Figur
             axis.set_xticks(sorted({one[across] for one in here}))
             axis.xaxis.set_major_formatter("{x:g}")
             axis.xaxis.set_minor_locator(NullLocator())
+            axis.yaxis.set_major_formatter(LogFormatter())
+            axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
             axis.grid(alpha=0.3)
         axes[1, column].set_xlabel(label)
         if panels:
