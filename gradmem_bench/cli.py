@@ -10,6 +10,7 @@ import typer
 from gradmem_bench import __version__
 from gradmem_bench.config import Budget, parse_bytes
 from gradmem_bench.errors import UserError
+from gradmem_bench.leaderboard import commands as leaderboard
 from gradmem_bench.options import (
     BackboneName,
     Budgets,
@@ -44,6 +45,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(leaderboard.app)
 
 
 @app.command()
