@@ -31,6 +31,7 @@ from gradmem_bench.options import (
     StoredAs,
     Tasks,
 )
+from gradmem_bench.plotting.command import plot
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -245,6 +246,9 @@ def show(
     from gradmem_bench.reporting.plans import resolved_yaml
 
     _console().print(resolved_yaml(name, include_path or []))
+
+
+app.command()(plot)
 
 
 def _budgets(
