@@ -10,7 +10,9 @@ import typer
 
 from gradmem_bench import __version__
 from gradmem_bench.config import Budget, parse_bytes
+from gradmem_bench.conformance.command import check
 from gradmem_bench.errors import LeftOut, UserError
+from gradmem_bench.leaderboard import commands as leaderboard
 from gradmem_bench.options import (
     BackboneName,
     Budgets,
@@ -31,6 +33,7 @@ from gradmem_bench.options import (
     StoredAs,
     Tasks,
 )
+from gradmem_bench.plotting.command import plot
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,6 +48,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(leaderboard.app)
 
 
 @app.command()
@@ -325,41 +329,8 @@ def show(
     _console().print(resolved_yaml(name, include_path or []))
 
 
-@app.command()
-def check(
-    name: Annotated[str, typer.Argument(help="A method's name, or the path of its YAML.")],
-    backbone: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A hub id, a local folder, or a random model's shape; by default a small random GPT-2, GPT-NeoX and "
-            "Llama. May be repeated."
-        ),
-    ] = None,
-    include_path: IncludePath = None,
-) -> None:
-    """Try the laws on a method: what it stores, depends on, leaves behind and costs. Exit code 1 when it breaks one.
-
-    [dim]gradmem-bench check gradmem[/]
-    """
-    from gradmem_bench.registry import resolve as find
-
-    find("method", name, include_path or [])
-    from gradmem_bench.reporting.laws import laws_progress, laws_table
-    from gradmem_bench.testing import BACKBONES, findings
-
-    console = _console()
-    with laws_progress(console, len(backbone or BACKBONES)) as report:
-        found = findings(name, None, backbone, include_path or [], report)
-    console.print(laws_table(found))
-    laws = {finding.law.name for finding in found}
-    broken = {finding.law.name for finding in found if finding.outcome == "FAIL"}
-    untried = {finding.law.name for finding in found if finding.outcome == "skipped"} - broken
-    console.print()
-    if broken:
-        console.print(f"{_escaped(name)} breaks {len(broken)} of {len(laws)} laws.")
-        raise typer.Exit(1)
-    rest = f"; {len(untried)} could not be tried on every backbone" if untried else ""
-    console.print(f"{_escaped(name)} keeps {len(laws - untried)} of {len(laws)} laws{rest}.")
+app.command()(check)
+app.command()(plot)
 
 
 def _budgets(

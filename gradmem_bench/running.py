@@ -18,7 +18,6 @@ from gradmem_bench.experiment import Plan, curriculum_tasks, max_context_tokens
 from gradmem_bench.loading import load_backbone, weights_hash
 from gradmem_bench.measurement import capacity, measure, measured_footprint
 from gradmem_bench.methods.base import MemoryMethod
-from gradmem_bench.metrics import METRICS
 from gradmem_bench.reporting.progress import RunDisplay
 from gradmem_bench.results import (
     BackboneRecord,
@@ -26,7 +25,6 @@ from gradmem_bench.results import (
     ExampleLog,
     ExampleRow,
     MethodRecord,
-    MetricResult,
     ProfileRecord,
     RunRecord,
     SourceRecord,
@@ -35,10 +33,11 @@ from gradmem_bench.results import (
     TrainingRecord,
     code_version,
     environment,
+    metric_results,
     read_record,
+    seal,
     write_record,
 )
-from gradmem_bench.statistics import estimate
 from gradmem_bench.swap import swap_test
 from gradmem_bench.tasks.base import Task
 from gradmem_bench.tasks.batching import EncodedDocument, encode_documents
@@ -260,21 +259,6 @@ def _evaluated(
     return [rows[query.id] for document in encoded for query in document.document.queries]
 
 
-def metric_results(rows: Sequence[ExampleRow]) -> dict[str, MetricResult]:
-    """Every metric over the rows, clustered by context. One that belongs to a context counts once for each."""
-    results = {}
-    for name, metric in METRICS.items():
-        counted = rows
-        if name == "reconstruction_nats_per_token":
-            counted = list({row.context_id: row for row in rows if getattr(row, name) is not None}.values())
-        if not counted:
-            continue
-        values = [float(getattr(row, name)) for row in counted]
-        result = estimate(values, [row.context_id for row in counted], metric.kind == "proportion")
-        results[name] = MetricResult(**result.model_dump(), version=metric.version)
-    return results
-
-
 def _method_record(plan: Plan) -> MethodRecord:
     return MethodRecord(
         name=plan.recipe.name,
@@ -315,6 +299,18 @@ def _record(
         plan.budget.state_dtype,
     )
     metrics = metric_results(rows)
+    task = TaskRecord(
+        name=plan.task.name,
+        version=configuration["task"]["version"],
+        settings=configuration["task"]["settings"],
+        normalized_answers=plan.task.text_metrics,
+        split=plan.split,
+        source=SourceRecord(**vars(plan.task.source(plan.split))),
+        limit=options.limit,
+        contexts=len(contexts),
+        queries=len(rows),
+        truncated_contexts=sum(row.context_truncated for row in contexts),
+    )
     return RunRecord(
         run_id=f"{plan.task.name}-{plan.recipe.name}-{created:%Y%m%dT%H%M%S}-{plan.config_hash[:8]}",
         created=created.isoformat(timespec="seconds"),
@@ -322,18 +318,7 @@ def _record(
         config_hash=plan.config_hash,
         code=code_version(),
         method=_method_record(plan),
-        task=TaskRecord(
-            name=plan.task.name,
-            version=configuration["task"]["version"],
-            settings=configuration["task"]["settings"],
-            normalized_answers=plan.task.text_metrics,
-            split=plan.split,
-            source=SourceRecord(**vars(plan.task.source(plan.split))),
-            limit=options.limit,
-            contexts=len(contexts),
-            queries=len(rows),
-            truncated_contexts=sum(row.context_truncated for row in contexts),
-        ),
+        task=task,
         backbone=_backbone_record(backbone),
         budget=plan.budget if plan.budget != Budget() else None,
         footprint=footprint,
@@ -343,4 +328,5 @@ def _record(
         capacity=capacity(plan.task, metrics["exact_match"], footprint.state_bytes.mean),
         training=training,
         environment=environment(str(backbone.device), options.dtype),
+        seal=seal(rows, task),
     )

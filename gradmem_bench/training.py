@@ -128,7 +128,7 @@ class Progress:
     flops: float = 0.0
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
-    """One row a validation: step, stage, loss, score, learning rate, seconds."""
+    """One row a validation: step, stage, loss, score, learning rate, contexts that were scored, seconds."""
 
 
 @lru_cache(maxsize=4)
@@ -342,7 +342,7 @@ class Trainer:
         score = stage.score(self.method, config, self.accelerator.autocast)
         rate = self.learning_rate(progress.step - 1)
         row = {"step": progress.step, "stage": progress.stage, "loss": loss, "score": score, "learning_rate": rate}
-        progress.history.append({**row, "seconds": round(progress.seconds, 3)})
+        progress.history.append({**row, "contexts": len(stage.validation), "seconds": round(progress.seconds, 3)})
         logged = {key: value for key, value in row.items() if key != "step"}
         logged |= {f"loss/{name}": float(term) for name, term in self.terms.items()}
         self.accelerator.log(logged, step=progress.step)

@@ -21,11 +21,13 @@ from gradmem_bench.results.schema import (
     MetricResult,
     ProfileRecord,
     RunRecord,
+    Seal,
     SourceRecord,
     SwapTest,
     TaskRecord,
     TrainingRecord,
 )
+from gradmem_bench.results.scores import metric_results, questions, seal
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -45,6 +47,7 @@ __all__ = [
     "ProfileRecord",
     "Quantity",
     "RunRecord",
+    "Seal",
     "SourceRecord",
     "SwapTest",
     "TaskRecord",
@@ -52,7 +55,10 @@ __all__ = [
     "code_version",
     "environment",
     "find_records",
+    "metric_results",
+    "questions",
     "read_examples",
     "read_record",
+    "seal",
     "write_record",
 ]

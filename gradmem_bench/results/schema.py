@@ -180,6 +180,17 @@ class Environment(Part):
     """Threads that torch used on the CPU."""
 
 
+class Seal(Part):
+    """Fingerprints of the example rows, taken as the record is made: what is changed afterwards no longer fits them."""
+
+    rows: int
+    """Rows that were there."""
+    rows_hash: str
+    """SHA-256 of all rows, whatever their order."""
+    data_hash: str
+    """SHA-256 of what was asked (ids and targets) and of the source and split that the record names."""
+
+
 class RunRecord(Part):
     """Everything about one method on one task."""
 
@@ -217,6 +228,8 @@ class RunRecord(Part):
     """Training; `None` for a method that was not trained."""
     environment: Environment
     """The machine and the libraries."""
+    seal: Seal | None = None
+    """Of the example rows; `None` in a record from before there were seals."""
 
 
 class ProfileRecord(Part):

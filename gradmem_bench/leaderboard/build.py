@@ -1,0 +1,268 @@
+"""The page: every table of the leaderboard, its chart and its records, in one HTML file that needs nothing else."""
+
+import json
+import os
+import shlex
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from gradmem_bench.config import Budget, format_bytes
+from gradmem_bench.errors import UserError
+from gradmem_bench.leaderboard.paper import PaperFigure, PaperRow, belongs, figures
+from gradmem_bench.reporting.comparison import PRIMARY, Comparison, Row, comparison
+from gradmem_bench.results import Measured, PhaseCosts, Quantity, RunRecord, find_records
+
+TEACHER_FORCED = "teacher_forced_exact_match"
+NOTHING = "–"
+
+
+def build(board: Path, output: Path) -> Path:
+    """Writes the page of all records below `board` to `output`, with links to them relative to it.
+
+    Raises UserError where there are no records, or one cannot be read.
+    """
+    found = find_records([board])
+    if not found:
+        raise UserError(f"There are no records below {board}; file some with gradmem-bench leaderboard add RUN.")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    here = output.parent.resolve()
+    links = {record.run_id: _link(path, here) for path, record in found.items()}
+    published = list(figures(board))
+    tables = [
+        _table(number, table, links, published)
+        for number, table in enumerate(comparison(found.values(), by="config"), start=1)
+    ]
+    output.write_text(_page(tables, published), encoding="utf-8")
+    return output
+
+
+def _link(path: Path, here: Path) -> str:
+    return quote(Path(os.path.relpath(path.resolve(), here)).as_posix())
+
+
+def _page(tables: list[dict[str, Any]], published: Sequence[PaperFigure]) -> str:
+    from jinja2 import Environment, StrictUndefined
+
+    parts = files("gradmem_bench.leaderboard")
+    text = {name: (parts / f"page.{name}").read_text(encoding="utf-8") for name in ("html", "css", "js")}
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    rows = [row for table in tables for row in table["rows"]]
+    paper = [row for figure in published for row in figure.rows]
+
+    def values(name: str) -> list[str]:
+        return list(dict.fromkeys(row[name] for row in sorted(rows, key=lambda row: row[f"{name}_order"])))
+
+    methods = {row["method"] for row in rows} | {row.method for row in paper}
+    tasks = {row["task"] for row in rows} | {row.task for row in paper}
+    return environment.from_string(text["html"]).render(
+        style=text["css"],
+        # No tag may begin in it: the browser would end the script element there, or hide its end.
+        data=json.dumps({"tables": tables}, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c"),
+        script=text["js"],
+        tables=tables,
+        paper=[_figure(figure) for figure in published],
+        tasks=sorted(tasks),
+        methods=sorted(methods),
+        backbones=values("backbone"),
+        budgets=values("budget"),
+        records=len(rows),
+    )
+
+
+# -------------------------------------------------------------------------------------------- tables
+
+
+def _table(number: int, table: Comparison, links: dict[str, str], published: Sequence[PaperFigure]) -> dict[str, Any]:
+    record = table.rows[0].record
+    reference = [
+        _paper_row(row, figure)
+        for figure in published
+        for row in figure.rows
+        if row.value is not None
+        and row.metric in (PRIMARY, TEACHER_FORCED)
+        and belongs(row, record.task.name, record.task.settings)
+    ]
+    return {
+        "id": f"table-{number}",
+        "title": record.task.name,
+        "backbone": record.backbone.name,
+        "asked": f"{record.task.queries:,} queries on {record.task.contexts:,} contexts",
+        "settings": ", ".join(f"{key} {value}" for key, value in record.task.settings.items()),
+        "rows": [_row(f"row-{number}-{index}", row, links) for index, row in enumerate(table.rows, start=1)],
+        "paper": reference,
+        "caption": list(table.caption),
+    }
+
+
+def _row(name: str, row: Row, links: dict[str, str]) -> dict[str, Any]:
+    """What the template shows of a row and what the chart draws, numbers unrounded beside their texts."""
+    record, score = row.record, row.metric(PRIMARY)
+    training, footprint, costs = record.training, record.footprint, record.costs
+    budget = record.budget if record.method.role == "method" else None
+    return {
+        "id": name,
+        "label": row.label,
+        "method": record.method.name,
+        "method_order": record.method.name,
+        "role": record.method.role,
+        "task": record.task.name,
+        "task_order": record.task.name,
+        "backbone": record.backbone.name,
+        "backbone_order": record.backbone.name,
+        "budget": str(budget or Budget()),
+        "budget_order": [
+            (budget and budget.bytes) or 0,
+            (budget and budget.positions) or 0,
+            budget.state_dtype if budget else "",
+        ],
+        "score": score.value if score else None,
+        "low": score.low if score else None,
+        "high": score.high if score else None,
+        "score_text": _number(score.value if score else None),
+        "interval_text": f"[{_number(score.low)}, {_number(score.high)}]" if score and score.low is not None else "",
+        "normalized": row.normalized_score,
+        "normalized_text": _number(row.normalized_score),
+        "seed": None if training is None else training.seed,
+        "bytes": footprint.state_bytes.mean,
+        "bytes_text": _size(footprint.state_bytes),
+        "positions": footprint.read_positions.mean,
+        "positions_text": _positions(footprint.read_positions),
+        "kv": footprint.read_kv_bytes.mean,
+        "kv_text": _size(footprint.read_kv_bytes),
+        "write": 1000 * costs.write_seconds_per_context,
+        "write_text": _figures(1000 * costs.write_seconds_per_context),
+        "read": 1000 * costs.read_seconds_per_query,
+        "read_text": _figures(1000 * costs.read_seconds_per_query),
+        "training": None if training is None else training.seconds,
+        "training_text": NOTHING if training is None else f"{training.steps:,} steps, {_time(training.seconds)}",
+        "warnings": _warnings(row),
+        "link": links[record.run_id],
+        "folder": links[record.run_id].rpartition("/")[0] + "/",
+        "command": shlex.join(record.command),
+        "details": _details(record),
+    }
+
+
+def _warnings(row: Row) -> list[str]:
+    swap = row.record.swap_test.outcome.rstrip(".")
+    failed = [f"did not pass the swap test: {swap}"] if row.swap_failed else []
+    return failed + [f"over its budget: {clause}" for clause in row.over_budget]
+
+
+def _details(record: RunRecord) -> list[tuple[str, str]]:
+    """What stands in a row's fold, as names and texts; nothing that is not known."""
+    machine, code, training, source = record.environment, record.code, record.training, record.task.source
+    commit = f", commit {code.commit[:10]}{' (changed)' if code.dirty else ''}" if code.commit else ""
+    found = [
+        ("Environment", f"{machine.device}, {machine.dtype}, {machine.threads} threads, {machine.platform}"),
+        ("Libraries", f"Python {machine.python}, torch {machine.torch}, transformers {machine.transformers}"),
+        ("Code", f"gradmem-bench {code.version}{commit}"),
+        ("Method", f"{record.method.implementation}{_list(record.method.parameters)}"),
+        ("Paper", record.method.citation),
+        ("Data", f"{source.location}, hash {(source.content_hash or source.revision or 'none')[:16]}"),
+        ("Backbone", f"{record.backbone.parameter_count:,} parameters, weights {record.backbone.weights_hash[:16]}"),
+        ("State stored as", record.footprint.state_dtype),
+        ("Swap test", record.swap_test.outcome),
+    ]
+    if training is not None:
+        flops = f", {_scientific(training.flops)} FLOPs" if training.flops else ""
+        found.append(
+            (
+                "Training",
+                f"seed {training.seed}, {training.steps:,} steps, {training.tokens:,} tokens{flops}, "
+                f"{_time(training.seconds)}; {training.tuned_trials} settings tried before",
+            )
+        )
+    costs = record.costs
+    for title, phase in (("WRITE of a context", costs.write), ("READ of a query", costs.read)):
+        if phase is not None:
+            found.append((title, _phase(phase)))
+    for title, other in (("re-reading the text", costs.reread_text), ("keeping the KV cache", costs.keep_kv_cache)):
+        if other is not None:
+            even = f"{_quantity(other.break_even_flops)} by FLOPs, {_quantity(other.break_even_seconds)} by time"
+            found.append((f"Queries until cheaper than {title}", even))
+    if record.capacity is not None:
+        found.append(("Recalled bits per state byte", _quantity(record.capacity.bits_per_state_byte)))
+    for name, metric in record.metrics.items():
+        interval = f" [{_number(metric.low)}, {_number(metric.high)}]" if metric.low is not None else ""
+        found.append((name.replace("_", " "), f"{_number(metric.value)}{interval}, n {metric.n:,}"))
+    return [(name, text) for name, text in [*found, ("Run", f"{record.run_id}, {record.created}")] if text]
+
+
+def _phase(phase: PhaseCosts) -> str:
+    low, high = _figures(1000 * phase.seconds_low), _figures(1000 * phase.seconds_high)
+    flops = "" if phase.flops.value is None else f", {_scientific(phase.flops.value)} FLOPs"
+    return (
+        f"{_figures(1000 * phase.seconds)} ms (quartiles {low} to {high}, {phase.batch_size} together, "
+        f"{phase.repetitions} times){flops}"
+    )
+
+
+def _quantity(quantity: Quantity) -> str:
+    return quantity.reason or NOTHING if quantity.value is None else _figures(quantity.value)
+
+
+def _list(parameters: dict[str, Any]) -> str:
+    return "".join(f", {key} {value}" for key, value in parameters.items() if value is not None)
+
+
+# --------------------------------------------------------------------------------- the paper's numbers
+
+
+def _figure(figure: PaperFigure) -> dict[str, Any]:
+    return {
+        "title": figure.title or figure.figure,
+        "source": figure.source,
+        "rows": [_paper_row(row, figure) for row in figure.rows],
+    }
+
+
+def _paper_row(row: PaperRow, figure: PaperFigure) -> dict[str, Any]:
+    return {
+        "method": row.method,
+        "task": row.task,
+        "setting": ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in row.setting.items()),
+        "metric": row.metric.replace("_", " "),
+        "value": row.value,
+        "value_text": NOTHING if row.value is None else f"{row.value:.4g}",
+        # Three runs that all came to 100 % are published without a deviation, or with one of zero.
+        "bounds_text": "" if None in (row.low, row.high) or row.low == row.high else f"[{row.low:.4g}, {row.high:.4g}]",
+        "n": row.n,
+        "n_text": NOTHING if row.n is None else f"{row.n:,}",
+        "source": row.source or figure.source,
+        "note": row.note,
+    }
+
+
+# --------------------------------------------------------------------------------------------- texts
+
+
+def _number(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.3f}"
+
+
+def _figures(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2g}"
+
+
+def _scientific(value: float) -> str:
+    return f"{value:.2g}".replace("e+", " × 10^") if value >= 1e5 else _figures(value)
+
+
+def _size(size: Measured) -> str:
+    return f"{'~' if size.min < size.max else ''}{format_bytes(size.mean)}"
+
+
+def _positions(size: Measured) -> str:
+    return f"{'~' if size.min < size.max else ''}{size.mean:,.0f}"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else _hours(seconds)
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h"

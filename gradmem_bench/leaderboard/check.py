@@ -1,0 +1,233 @@
+"""What is wrong with a record: everything in it that its example rows can tell is computed again from them."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gradmem_bench.config import Budget, fingerprint, format_bytes
+from gradmem_bench.errors import UserError
+from gradmem_bench.metrics import METRICS, exact_match, f1
+from gradmem_bench.results import (
+    ExampleRow,
+    Measured,
+    MetricResult,
+    RunRecord,
+    metric_results,
+    questions,
+    read_examples,
+    read_record,
+    seal,
+)
+
+_ROUNDING = 1e-9
+_OTHER_VERSION = 0.25
+"""How far the bounds of an interval may be from today's, as a share of today's width: intervals have been bettered."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One `run.json` of a leaderboard."""
+
+    path: Path
+    record: RunRecord | None
+    """`None` where it cannot be read."""
+    problems: tuple[str, ...]
+    """Sentences; none where all is in order."""
+
+
+def check(board: Path) -> list[Checked]:
+    """Every record below `board`, sorted by path, with what is wrong with it.
+
+    Raises UserError where `board` is no folder.
+    """
+    if not board.is_dir():
+        raise UserError(f"There is no leaderboard at {board}: a folder with records below it was expected.")
+    found: list[tuple[Path, RunRecord | None, list[str]]] = []
+    asked: dict[str, tuple[RunRecord, list[str]]] = {}
+    for path in sorted(board.rglob("run.json")):
+        try:
+            record = read_record(path)
+        except UserError as error:
+            found.append((path, None, [str(error)]))
+            continue
+        troubles = problems(path.parent, record)
+        if record.seal is None:
+            troubles.append(
+                "It has no seal, which tells whether rows or data were changed since; "
+                f"gradmem-bench leaderboard add {path.parent} checks it and gives it one."
+            )
+        if path.parent.parent.name != record.task.name:
+            troubles.append(f"It is of the task {record.task.name}, but lies in the folder {path.parent.parent.name}.")
+        if not troubles:
+            troubles += _asked_alike(path.parent, record, asked)
+        found.append((path, record, troubles))
+    ids = Counter(record.run_id for _, record, _ in found if record is not None)
+    for _, record, troubles in found:
+        if record is not None and ids[record.run_id] > 1:
+            troubles.append(f"The run id {record.run_id} is here {ids[record.run_id]} times; leave one of them.")
+    return [Checked(path, record, tuple(troubles)) for path, record, troubles in found]
+
+
+def _asked_alike(folder: Path, record: RunRecord, asked: dict[str, tuple[RunRecord, list[str]]]) -> Iterator[str]:
+    """Records that name the same data must have asked the same; `asked` holds the first of each."""
+    task = record.task
+    key = fingerprint([task.name, task.version, task.split, task.source.model_dump(), task.limit])
+    lines = questions(read_examples(folder))
+    first, others = asked.setdefault(key, (record, lines))
+    if lines != others:
+        yield f"It names the same data as {first.run_id}, but its rows do not ask the same."
+
+
+def problems(folder: Path, record: RunRecord) -> list[str]:
+    """What is wrong with the record of the run in `folder`, a sentence each; no seal is no problem here."""
+    try:
+        rows = read_examples(folder)
+    except UserError as error:
+        return [str(error)]
+    if (folder / "examples.jsonl").exists():
+        return ["Its evaluation has not ended: there is an examples.jsonl, where an examples.parquet was expected."]
+    return [*_rows(record, rows), *_laws(record), *_sizes(record, rows)]
+
+
+# ---------------------------------------------------------------------------------------------- rows
+
+
+def _rows(record: RunRecord, rows: Sequence[ExampleRow]) -> Iterator[str]:
+    task = record.task
+    twice = [name for name, count in Counter(row.example_id for row in rows).items() if count > 1]
+    if twice:
+        yield f"The example {twice[0]} stands in it {'twice' if len(twice) == 1 else 'twice, as do others'}."
+    if len(rows) != task.queries:
+        lost = len(rows) < task.queries
+        yield (
+            f"Rows were {'dropped' if lost else 'added'}: the record counts {task.queries:,} queries, "
+            f"and examples.parquet holds {len(rows):,}."
+        )
+    contexts = len({row.context_id for row in rows})
+    if len(rows) == task.queries and contexts != task.contexts:
+        yield f"The record counts {task.contexts:,} contexts, and the rows are of {contexts:,}."
+    wrong = [row.example_id for row in rows if not _scored_right(row, task.normalized_answers)]
+    if wrong:
+        yield (
+            f"The scores of {len(wrong):,} rows are not what their prediction and targets make, "
+            f"that of {wrong[0]} the first."
+        )
+    yield from _metrics(record, rows)
+    yield from _sealed(record, rows)
+
+
+def _scored_right(row: ExampleRow, normalize: bool) -> bool:
+    shared = f1(row.prediction, row.targets, normalize)
+    return row.exact_match == exact_match(row.prediction, row.targets, normalize) and _same(row.f1, shared)
+
+
+def _metrics(record: RunRecord, rows: Sequence[ExampleRow]) -> Iterator[str]:
+    made = metric_results(rows)
+    for name in dict.fromkeys([*record.metrics, *made]):
+        stated, again = record.metrics.get(name), made.get(name)
+        if stated is None:
+            yield f"It has no {name}, which its rows have."
+        elif name in METRICS and stated.version != METRICS[name].version:
+            yield (
+                f"Its {name} is of version {stated.version}, and this gradmem-bench computes version "
+                f"{METRICS[name].version}: it cannot be computed again."
+            )
+        elif again is None:
+            yield f"Its {name} cannot be computed again: the rows have no such column."
+        elif not _same(stated.value, again.value):
+            yield (
+                f"The mean of {name} was changed: the record says {_figure(stated.value)}, "
+                f"and its rows make {_figure(again.value)}."
+            )
+        elif not _same_interval(stated, again):
+            yield (
+                f"The interval of {name} was changed: the record says {_bounds(stated)}, "
+                f"and its rows make {_bounds(again)}."
+            )
+
+
+def _same(one: float | None, other: float | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return math.isclose(one, other, rel_tol=_ROUNDING, abs_tol=_ROUNDING)
+
+
+def _same_interval(stated: MetricResult, again: MetricResult) -> bool:
+    if stated.low is None or stated.high is None or again.low is None:
+        # Where one version had no interval, another may.
+        return stated.low is stated.high is None or stated.method != again.method
+    allowed = _OTHER_VERSION * (again.high - again.low)
+    return abs(stated.low - again.low) <= allowed and abs(stated.high - again.high) <= allowed
+
+
+def _figure(value: float | None) -> str:
+    return "none" if value is None else f"{value:.6g}"
+
+
+def _bounds(found: MetricResult) -> str:
+    return "none" if found.low is None else f"[{found.low:.6g}, {found.high:.6g}] ({found.method})"
+
+
+def _sealed(record: RunRecord, rows: Sequence[ExampleRow]) -> Iterator[str]:
+    if record.seal is None:
+        return
+    again = seal(rows, record.task)
+    if again.rows_hash != record.seal.rows_hash:
+        yield (
+            f"Its rows are not those that it was sealed with: {record.seal.rows:,} rows of hash "
+            f"{record.seal.rows_hash[:12]} then, {again.rows:,} of {again.rows_hash[:12]} now."
+        )
+    elif again.data_hash != record.seal.data_hash:
+        source = record.task.source
+        yield (
+            f"Its data were changed: it was sealed with other data than {source.location} with the hash "
+            f"{(source.content_hash or source.revision or 'none')[:12]}, which it names now."
+        )
+
+
+# ---------------------------------------------------------------------------------------------- laws
+
+
+def _laws(record: RunRecord) -> Iterator[str]:
+    swap = record.swap_test
+    if swap.passed is False:
+        yield f"It did not pass the swap test: {swap.outcome.rstrip('.')}."
+    elif swap.passed is None and swap.own_score is None:
+        yield f"The swap test was not made: {swap.outcome.rstrip('.')}."
+    budget, footprint = record.budget or Budget(), record.footprint
+    if budget.bytes is not None and footprint.state_bytes.max > budget.bytes:
+        yield (
+            f"Its state is over its budget: up to {format_bytes(footprint.state_bytes.max)} where "
+            f"{format_bytes(budget.bytes)} were allowed."
+        )
+    if budget.positions is not None and footprint.read_positions.max > budget.positions:
+        yield (
+            f"Its state is over its budget: up to {footprint.read_positions.max:g} READ positions where "
+            f"{budget.positions} were allowed."
+        )
+    if record.code.dirty:
+        yield f"It was made by code that differs from its commit ({(record.code.commit or '')[:10]}): make it again."
+
+
+def _sizes(record: RunRecord, rows: Sequence[ExampleRow]) -> Iterator[str]:
+    contexts = list({row.context_id: row for row in rows}.values())
+    if not contexts or len(contexts) != record.task.contexts:
+        return
+    for name, title in (("state_bytes", "state bytes"), ("read_positions", "READ positions")):
+        stated, again = getattr(record.footprint, name), Measured.of([getattr(row, name) for row in contexts])
+        if not all(_same(getattr(stated, part), getattr(again, part)) for part in ("mean", "min", "max")):
+            yield f"The {title} were changed: the record says {_size(stated)}, and its rows make {_size(again)}."
+
+
+def _size(size: Measured) -> str:
+    return f"{size.mean:g} ({size.min:g} to {size.max:g})"
+
+
+def summary(found: Iterable[Checked]) -> str:
+    """What `check` found, in a sentence."""
+    found = list(found)
+    bad = sum(bool(one.problems) for one in found)
+    right = f"{len(found)} record{'s' * (len(found) != 1)} checked against their rows"
+    return f"{right}: all are in order." if not bad else f"{right}: {bad} not in order."

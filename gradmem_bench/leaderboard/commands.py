@@ -1,0 +1,62 @@
+"""`gradmem-bench leaderboard`: nothing heavy is imported before a command needs it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gradmem_bench.errors import UserError
+
+app = typer.Typer(
+    name="leaderboard", help="Publish records: check them, file them, show them on one page.", no_args_is_help=True
+)
+
+Board = Annotated[Path, typer.Option("--board", help="The folder of the records.")]
+
+
+@app.command()
+def build(
+    board: Board = Path("leaderboards"),
+    output: Annotated[Path | None, typer.Option(help="The page; by default BOARD/index.html.")] = None,
+) -> None:
+    """Make one page of all records: tables, charts and the paper's numbers. It needs no server and no network.
+
+    [dim]gradmem-bench leaderboard build[/]
+    """
+    from gradmem_bench.leaderboard.build import build
+
+    path = build(board, output or board / "index.html")
+    typer.echo(f"{path} ({path.stat().st_size / 1024:.0f} KiB)")
+
+
+@app.command()
+def add(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
+    board: Board = Path("leaderboards"),
+) -> None:
+    """Check runs and file them: schema, laws, swap test, and whether their examples add up to their means.
+
+    [dim]gradmem-bench leaderboard add runs/kv_small/gradmem-033f4f9c[/]
+    """
+    from gradmem_bench.leaderboard.add import add
+
+    for run in runs:
+        record, folder = add(run, board)
+        typer.echo(f"{record.run_id} is in {folder}")
+
+
+@app.command()
+def check(board: Board = Path("leaderboards")) -> None:
+    """Check every record again, and compute every mean and interval again from its example rows.
+
+    [dim]gradmem-bench leaderboard check[/]
+    """
+    from gradmem_bench.leaderboard.check import check, summary
+
+    found = check(board)
+    for one in found:
+        for problem in one.problems:
+            typer.echo(f"{one.path.parent}: {problem}")
+    if any(one.problems for one in found):
+        raise UserError(summary(found))
+    typer.echo(summary(found))

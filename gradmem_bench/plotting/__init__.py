@@ -1,0 +1,1 @@
+"""Pictures of records, as PNG and SVG."""

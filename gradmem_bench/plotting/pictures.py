@@ -1,0 +1,307 @@
+"""One function a picture: which records it takes, and what is drawn of them, intervals included."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from statistics import fmean
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
+
+from gradmem_bench.config import fingerprint, format_bytes
+from gradmem_bench.reporting.comparison import PRIMARY, Comparison, comparison
+from gradmem_bench.results import RunRecord
+
+DRAWN = {
+    "bytes": "records with a score",
+    "pairs": "records of one task and backbone with different numbers of pairs",
+    "steps": "records of one method with different inner steps, at training or at evaluation",
+    "flops": "records whose WRITE was measured (FLOPs)",
+    "training": "folders of runs with their weights, which hold the history of training",
+}
+"""What each kind of picture needs, for a message."""
+
+# Told apart by lightness and by shape too: a picture is read in grey.
+_COLOURS = ("#12355b", "#d1495b", "#2a9d8f", "#edae49", "#7b4fa3", "#1a1a1a", "#8fb8de", "#9c6644")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+_LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (7, 3)))
+
+Pictures = Iterator[tuple[str, Figure]]
+
+
+def draw(kind: str, records: dict[Path, RunRecord]) -> Pictures:
+    """The pictures of a kind, each with the name of its file; none where the records do not have the numbers.
+
+    Args:
+        kind: a key of DRAWN.
+        records: by the path of their `run.json`.
+    """
+    tables = comparison(records.values(), by="config")
+    if kind == "bytes":
+        yield from _against(tables, "bytes", "state bytes of a context", _state_bytes, 4, format_bytes)
+    elif kind == "flops":
+        yield from _against(tables, "flops", "FLOPs of one WRITE", _write_flops, 10, lambda value: f"{value:.0e}")
+    elif kind == "pairs":
+        yield from _pairs(records.values())
+    elif kind == "steps":
+        yield from _steps(tables)
+    else:
+        yield from _training(tables, {record.run_id: path.parent for path, record in records.items()})
+
+
+# ----------------------------------------------------------------------------------------- the parts
+
+
+def _figure(title: str, width: float = 6.4, height: float = 4.2) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title, fontsize=11, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _score_axis(axes: Axes, name: str = "exact match") -> None:
+    axes.set_ylim(-0.02, 1.04)
+    axes.set_ylabel(name)
+    axes.grid(axis="y", color="0.88", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def _legend(axes: Axes) -> None:
+    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+
+def _looks(names: Iterable[str]) -> dict[str, dict]:
+    """Colour, marker and line of each name, by its place in the alphabet."""
+    return {
+        name: {"color": _COLOURS[at % 8], "marker": _MARKERS[at % 8], "linestyle": _LINES[at % 8]}
+        for at, name in enumerate(sorted(set(names)))
+    }
+
+
+def _errors(records: Sequence[RunRecord]) -> list[list[float]]:
+    """What lies below and above each score, for `errorbar`; nothing where there is no interval."""
+    found = [record.metrics[PRIMARY] for record in records]
+    return [
+        [0.0 if one.low is None else one.value - one.low for one in found],
+        [0.0 if one.high is None else one.high - one.value for one in found],
+    ]
+
+
+def _score(record: RunRecord) -> float | None:
+    return record.metrics[PRIMARY].value if PRIMARY in record.metrics else None
+
+
+def _file(*parts: str) -> str:
+    return "-".join("".join(letter if letter.isalnum() or letter in "._" else "_" for letter in part) for part in parts)
+
+
+# ------------------------------------------------------------------------- score against bytes, FLOPs
+
+
+def _state_bytes(record: RunRecord) -> float | None:
+    return record.footprint.state_bytes.mean
+
+
+def _write_flops(record: RunRecord) -> float | None:
+    return None if record.costs.write is None else record.costs.write.flops.value
+
+
+def _against(
+    tables: Sequence[Comparison],
+    kind: str,
+    axis: str,
+    cost: Callable[[RunRecord], float | None],
+    base: int,
+    text: Callable[[float], str],
+) -> Pictures:
+    """One picture a table: every row at its cost, and the Pareto front, the best score at each cost or less."""
+    for number, table in enumerate(tables, start=1):
+        rows = [row for row in table.rows if row.score is not None and cost(row.record) is not None]
+        if not rows:
+            continue
+        figure, axes = _figure(table.title)
+        looks = _looks(row.record.method.name for row in rows)
+        place = _logarithmic(axes, [cost(row.record) for row in rows], base, text)
+        for method, look in looks.items():
+            own = [row.record for row in rows if row.record.method.name == method]
+            xs, ys = [place(cost(record)) for record in own], [_score(record) for record in own]
+            style = look | {"linestyle": "none", "markersize": 7, "markeredgecolor": "white", "capsize": 3, "zorder": 3}
+            axes.errorbar(xs, ys, yerr=_errors(own), label=method, **style)
+        front = pareto_front([(cost(row.record), row.score) for row in rows])
+        xs, ys = zip(*((place(x), y) for x, y in front), strict=True)
+        axes.step(
+            [*xs, axes.get_xlim()[1]], [*ys, ys[-1]], where="post", color="0.45", linewidth=1.2, linestyle=(0, (4, 3)),
+            label="Pareto front", zorder=2,
+        )  # fmt: skip
+        axes.set_xlabel(axis)
+        _score_axis(axes)
+        _legend(axes)
+        yield _file(kind, table.rows[0].record.task.name, str(number)), figure
+
+
+def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points (cost, score) that no other one beats at the same cost or less, the cheapest first."""
+    front: list[tuple[float, float]] = []
+    for cost, score in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or score > front[-1][1]:
+            front.append((cost, score))
+    return front
+
+
+def _logarithmic(
+    axes: Axes, values: Sequence[float], base: int, text: Callable[[float], str]
+) -> Callable[[float], float]:
+    """Makes the x axis logarithmic; what is zero gets a place of its own left of all, which is returned for it."""
+    positive = [value for value in values if value > 0] or [1.0]
+    ticks = [1.0]
+    while ticks[-1] < max(positive):
+        ticks.append(ticks[-1] * base)
+    while len(ticks) > 1 and ticks[1] <= min(positive):
+        ticks.pop(0)
+    every = -(-len(ticks) // 7)
+    ticks = ticks[::every] if (len(ticks) - 1) % every == 0 else [*ticks[::every], ticks[-1] * base]
+    zero = ticks[0] / base**every
+    axes.set_xscale("log", base=base)
+    has_zero = min(values) <= 0
+    places = [zero, *ticks] if has_zero else ticks
+    axes.xaxis.set_major_locator(FixedLocator(places))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FixedFormatter(["0"] * has_zero + [text(tick) for tick in ticks]))
+    axes.set_xlim(places[0] / base**0.3, places[-1] * base**0.3)
+    return lambda value: value if value > 0 else zero
+
+
+# ----------------------------------------------------------------------------------- score against N
+
+
+def _pairs(records: Iterable[RunRecord]) -> Pictures:
+    """One picture a task and backbone, one line a configuration of a method; of several seeds, through their mean."""
+    groups: dict[str, list[RunRecord]] = {}
+    for record in records:
+        if "pairs" in record.task.settings and _score(record) is not None:
+            rest = {key: value for key, value in record.task.settings.items() if key not in ("pairs", "test_contexts")}
+            key = fingerprint([record.task.name, record.task.version, record.backbone.weights_hash, rest])
+            groups.setdefault(key, []).append(record)
+    for number, group in enumerate(groups.values(), start=1):
+        if len({record.task.settings["pairs"] for record in group}) < 2:
+            continue
+        figure, axes = _figure(f"{group[0].task.name} · {group[0].backbone.name}")
+        lines: dict[str, list[RunRecord]] = {}
+        for record in group:
+            lines.setdefault(_configuration(record, group), []).append(record)
+        for (label, own), look in zip(sorted(lines.items()), _looks(lines).values(), strict=True):
+            own.sort(key=lambda record: record.task.settings["pairs"])
+            xs = [record.task.settings["pairs"] for record in own]
+            style = {"color": look["color"], "marker": look["marker"], "linestyle": "none", "capsize": 3}
+            axes.errorbar(xs, [_score(record) for record in own], yerr=_errors(own), label=label, **style)
+            means = {x: fmean(_score(one) for one in own if one.task.settings["pairs"] == x) for x in xs}
+            axes.plot(list(means), list(means.values()), color=look["color"], linestyle=look["linestyle"])
+        ticks = sorted({record.task.settings["pairs"] for record in group})
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_locator(FixedLocator(ticks))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FixedFormatter([str(tick) for tick in ticks]))
+        axes.set_xlabel("pairs in a context")
+        _score_axis(axes)
+        _legend(axes)
+        yield _file("pairs", group[0].task.name, str(number)), figure
+
+
+def _configuration(record: RunRecord, group: Sequence[RunRecord]) -> str:
+    """The method, with the parameters and the budget by which others of it in the group differ."""
+    same = [other for other in group if other.method.name == record.method.name]
+    names = sorted({name for other in same for name in other.method.parameters})
+    told = [
+        f"{name.replace('_', ' ')} {record.method.parameters.get(name)}"
+        for name in names
+        if len({str(other.method.parameters.get(name)) for other in same}) > 1
+    ]
+    told += [f"at most {record.budget}"] if len({str(other.budget) for other in same}) > 1 and record.budget else []
+    return f"{record.method.name} ({', '.join(told)})" if told else record.method.name
+
+
+# ------------------------------------------------------------------------------------- K against K
+
+
+def _steps(tables: Sequence[Comparison]) -> Pictures:
+    """One picture a table and method: the mean over seeds, and the interval or, of several seeds, the range."""
+    for number, table in enumerate(tables, start=1):
+        by_method: dict[str, dict[tuple[int, int], list[RunRecord]]] = {}
+        for record in (
+            row.record for row in table.rows if row.score is not None and row.record.method.role == "method"
+        ):
+            trained = record.method.parameters.get("inner_steps")
+            if trained is not None:
+                evaluated = record.method.parameters.get("evaluation_inner_steps") or trained
+                cells = by_method.setdefault(record.method.name, {})
+                cells.setdefault((trained, evaluated), []).append(record)
+        for method, cells in by_method.items():
+            if len(cells) > 1:
+                yield (
+                    _file("steps", table.rows[0].record.task.name, method, str(number)),
+                    _heat_map(f"{table.title} · {method}", cells),
+                )
+
+
+def _heat_map(title: str, cells: dict[tuple[int, int], list[RunRecord]]) -> Figure:
+    trained, evaluated = (sorted({key[side] for key in cells}) for side in (0, 1))
+    figure, axes = _figure(title, 1.6 + 1.15 * len(evaluated) + 1.0, 1.3 + 0.75 * len(trained))
+    means = {key: fmean(_score(record) for record in own) for key, own in cells.items()}
+    grid = [[means.get((row, column), float("nan")) for column in evaluated] for row in trained]
+    picture = axes.imshow(grid, cmap="Greys", vmin=0, vmax=1, aspect="auto", origin="lower")
+    for (row, column), own in cells.items():
+        scores = [_score(record) for record in own]
+        found = own[0].metrics[PRIMARY]
+        if len(own) > 1:
+            below = f"{len(own)} runs, {min(scores):.2f}–{max(scores):.2f}"
+        else:
+            below = "no interval" if found.low is None else f"[{found.low:.3f}, {found.high:.3f}]"
+        mean = means[row, column]
+        colour = "white" if mean >= 0.5 else "black"
+        axes.text(
+            evaluated.index(column), trained.index(row), f"{mean:.3f}\n{below}",
+            ha="center", va="center", color=colour, fontsize=7.5,
+        )  # fmt: skip
+    axes.set_xticks(range(len(evaluated)), [str(k) for k in evaluated])
+    axes.set_yticks(range(len(trained)), [str(k) for k in trained])
+    axes.set_xlabel("K at evaluation")
+    axes.set_ylabel("K at training")
+    figure.colorbar(picture, ax=axes, label="exact match")
+    return figure
+
+
+# ------------------------------------------------------------------------------------------ training
+
+
+def _training(tables: Sequence[Comparison], folders: dict[str, Path]) -> Pictures:
+    """One picture a table: the validation score at each validation; hollow where it was on an easier task."""
+    from gradmem_bench.checkpoints import METHOD_FILE, read_about
+    from gradmem_bench.statistics import wilson
+
+    for number, table in enumerate(tables, start=1):
+        curves = {}
+        for row in table.rows:
+            path = folders[row.record.run_id] / METHOD_FILE
+            history = read_about(path).get("history") if path.exists() else None
+            if history:
+                curves[row.label] = history
+        if not curves:
+            continue
+        figure, axes = _figure(table.title)
+        for (label, history), look in zip(sorted(curves.items()), _looks(curves).values(), strict=True):
+            steps, scores = [one["step"] for one in history], [one["score"] for one in history]
+            last = max(one["stage"] for one in history)
+            faces = [look["color"] if one["stage"] == last else "white" for one in history]
+            axes.plot(steps, scores, markersize=4.5, label=label, **look)
+            axes.scatter(steps, scores, s=22, marker=look["marker"], c=faces, edgecolors=look["color"], zorder=3)
+            if all("contexts" in one for one in history):
+                # As wide as if the queries of a context were all right or all wrong together.
+                bounds = [wilson(round(one["score"] * one["contexts"]), one["contexts"]) for one in history]
+                lows, highs = zip(*bounds, strict=True)
+                axes.fill_between(steps, lows, highs, color=look["color"], alpha=0.12, linewidth=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("optimiser steps (hollow: an easier task of the curriculum)")
+        _score_axis(axes, "teacher-forced exact match, validation")
+        _legend(axes)
+        yield _file("training", table.rows[0].record.task.name, str(number)), figure

@@ -1,0 +1,42 @@
+"""What example rows add up to: every metric with its interval, and the seal that tells whether they were changed."""
+
+import json
+from collections.abc import Iterable, Sequence
+from hashlib import sha256
+
+from gradmem_bench.metrics import METRICS
+from gradmem_bench.results.schema import ExampleRow, MetricResult, Seal, TaskRecord
+from gradmem_bench.statistics import estimate
+
+
+def metric_results(rows: Sequence[ExampleRow]) -> dict[str, MetricResult]:
+    """Every metric over the rows, clustered by context. One that belongs to a context counts once for each."""
+    results = {}
+    for name, metric in METRICS.items():
+        counted = rows
+        if name == "reconstruction_nats_per_token":
+            counted = list({row.context_id: row for row in rows if getattr(row, name) is not None}.values())
+        if not counted:
+            continue
+        values = [float(getattr(row, name)) for row in counted]
+        result = estimate(values, [row.context_id for row in counted], metric.kind == "proportion")
+        results[name] = MetricResult(**result.model_dump(), version=metric.version)
+    return results
+
+
+def seal(rows: Sequence[ExampleRow], task: TaskRecord) -> Seal:
+    """The fingerprints of `rows` and of the data that `task` says they are from; the order of rows is of no account."""
+    source = task.source
+    where = json.dumps([source.location, source.revision, source.content_hash, source.rows, task.split])
+    # A column that a later version adds has a default, and must not break the seals of before.
+    lines = sorted(row.model_dump_json(exclude_defaults=True) for row in rows)
+    return Seal(rows=len(rows), rows_hash=_hash(lines), data_hash=_hash([where, *questions(rows)]))
+
+
+def questions(rows: Iterable[ExampleRow]) -> list[str]:
+    """What was asked, whatever was answered: a line for each row, sorted."""
+    return sorted(json.dumps([row.example_id, row.context_id, row.targets]) for row in rows)
+
+
+def _hash(lines: Iterable[str]) -> str:
+    return sha256("\n".join(lines).encode()).hexdigest()

@@ -1,0 +1,183 @@
+from pathlib import Path
+
+import pytest
+from boards import edit, rewrite, rows_of, write_run
+from commands import command
+from records import PASSED, TASK
+
+from gradmem_bench.config import Budget
+from gradmem_bench.leaderboard.check import check
+from gradmem_bench.results import read_record, seal
+
+PUBLISHED = Path(__file__).parents[2] / "leaderboards"
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Path:
+    write_run(tmp_path / "kv_retrieval" / "rmt-1", "rmt", 30)
+    write_run(tmp_path / "kv_retrieval" / "gradmem-1", "gradmem", 45)
+    return tmp_path
+
+
+def told(board: Path) -> dict[str, tuple[str, ...]]:
+    return {one.path.parent.name: one.problems for one in check(board)}
+
+
+def test_every_published_record_is_in_order():
+    found = check(PUBLISHED)
+    assert len(found) >= 14
+    assert [(one.path, one.problems) for one in found if one.problems] == []
+
+
+def test_a_changed_mean_is_caught_and_only_there(board):
+    edit(board / "kv_retrieval/gradmem-1", lambda values: values["metrics"]["exact_match"].update(value=0.78))
+    assert told(board) == {
+        "gradmem-1": ("The mean of exact_match was changed: the record says 0.78, and its rows make 0.75.",),
+        "rmt-1": (),
+    }
+
+
+def test_a_dropped_row_is_caught_by_its_own_sentence(board):
+    rows = rows_of(45)
+    wrong = next(index for index, row in enumerate(rows) if not row.exact_match)
+    rewrite(board / "kv_retrieval/gradmem-1", rows[:wrong] + rows[wrong + 1 :])
+    first, *rest = told(board)["gradmem-1"]
+    assert first == "Rows were dropped: the record counts 60 queries, and examples.parquet holds 59."
+    assert "The mean of exact_match was changed: the record says 0.75, and its rows make 0.762712." in rest
+
+
+def test_a_row_that_was_dropped_from_the_counts_too_is_told_by_the_seal(board):
+    folder = board / "kv_retrieval/gradmem-1"
+    write_run(folder, "gradmem", 45)
+    old = read_record(folder / "run.json").seal
+    rows = rows_of(45)[3:]
+    rewrite(folder, rows)
+    from gradmem_bench.results import metric_results
+
+    metrics = {name: result.model_dump() for name, result in metric_results(rows).items()}
+    edit(folder, lambda values: (values.update(metrics=metrics), values["task"].update(queries=57, contexts=19)))
+    new = seal(rows, TASK).rows_hash[:12]
+    assert told(board)["gradmem-1"] == (
+        f"Its rows are not those that it was sealed with: 60 rows of hash {old.rows_hash[:12]} then, 57 of {new} now.",
+    )
+
+
+def test_another_data_hash_is_caught_by_its_own_sentence(board):
+    edit(board / "kv_retrieval/rmt-1", lambda values: values["task"]["source"].update(content_hash="ab12" * 16))
+    assert told(board)["rmt-1"] == (
+        "Its data were changed: it was sealed with other data than generated with the hash ab12ab12ab12, which it "
+        "names now.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            lambda values: values["metrics"]["f1"].update(low=0.5),
+            "The interval of f1 was changed: the record says [0.5, ",
+        ),
+        (lambda values: values["metrics"]["exact_match"].update(version=2), "Its exact_match is of version 2, and"),
+        (lambda values: values["metrics"].pop("f1"), "It has no f1, which its rows have."),
+        (lambda values: values["task"].update(contexts=21), "The record counts 21 contexts, and the rows are of 20."),
+        (
+            lambda values: values["footprint"]["state_bytes"].update(mean=1024, min=1024),
+            "The state bytes were changed: the record says 1024 (1024 to 2048), and its rows make 2048 (2048 to 2048).",
+        ),
+        (
+            lambda values: values.update(budget={"bytes": 1024}),
+            "Its state is over its budget: up to 2 KiB where 1 KiB were allowed.",
+        ),
+        (lambda values: values["swap_test"].update(passed=False), "It did not pass the swap test: 0.070 were"),
+        (
+            lambda values: values["swap_test"].update(passed=None, own_score=None, outcome="not tried"),
+            "The swap test was not made: not tried.",
+        ),
+        (lambda values: values["code"].update(dirty=True), "It was made by code that differs from its commit"),
+        (lambda values: values["task"].update(name="kv_small"), "It is of the task kv_small, but lies in"),
+        (lambda values: values.update(seal=None), "It has no seal, which tells whether"),
+        (lambda values: values.pop("task"), "lacks the key 'task'."),
+        (lambda values: values.update(run_id="kv_retrieval-rmt-30-2048-0"), "is here 2 times"),
+    ],
+)
+def test_what_else_can_be_wrong_is_said(board, change, sentence):
+    edit(board / "kv_retrieval/gradmem-1", change)
+    found = told(board)["gradmem-1"]
+    assert len(found) == 1 and sentence in found[0], found
+
+
+def test_a_score_that_prediction_and_targets_do_not_make_is_caught(board):
+    rows = rows_of(45)
+    index = next(index for index, row in enumerate(rows) if row.exact_match)
+    rows[index] = rows[index].model_copy(update={"prediction": "no"})
+    rewrite(board / "kv_retrieval/gradmem-1", rows)
+    first, second = told(board)["gradmem-1"]
+    assert first.startswith("The scores of 1 rows are not what their prediction and targets make, that of test-")
+    assert second.startswith("Its rows are not those that it was sealed with: 60 rows of hash")
+
+
+def test_records_of_the_same_data_have_asked_the_same(board):
+    rows = [row.model_copy(update={"targets": ["Qz", "Zq"]}) for row in rows_of(30)]
+    folder = board / "kv_retrieval/rmt-1"
+    rewrite(folder, rows)
+    task = read_record(folder / "run.json").task
+    edit(folder, lambda values: values.update(seal=seal(rows, task).model_dump()))
+    assert told(board)["rmt-1"] == (
+        "It names the same data as kv_retrieval-gradmem-45-2048-0, but its rows do not ask the same.",
+    )
+
+
+def test_the_command_says_all_and_fails(board):
+    assert command("leaderboard", "check", "--board", board).output == (
+        "2 records checked against their rows: all are in order.\n"
+    )
+    edit(board / "kv_retrieval/gradmem-1", lambda values: values["metrics"]["exact_match"].update(value=0.78))
+    done = command("leaderboard", "check", "--board", board)
+    assert done.code == 2
+    assert done.output.startswith(f"{board / 'kv_retrieval/gradmem-1'}: The mean of exact_match was changed")
+    assert "error: 2 records checked against their rows: 1 not in order." in done.errors
+    assert "There is no leaderboard at" in command("leaderboard", "check", "--board", board / "nowhere").errors
+
+
+def test_a_run_is_filed_sealed_and_checks(tmp_path):
+    run, board = tmp_path / "runs" / "kv_retrieval" / "gradmem-0", tmp_path / "board"
+    record = write_run(run, sealed=False, budget=Budget(positions=8))
+    (run / "method.safetensors").write_bytes(b"weights are not published")
+    done = command("leaderboard", "add", run, "--board", board)
+    folder = board / "kv_retrieval" / f"gradmem-{record.config_hash[:8]}"
+    assert (done.code, done.errors) == (0, "") and str(folder) in done.output
+    assert sorted(path.name for path in folder.iterdir()) == ["examples.parquet", "run.json"]
+    filed = read_record(folder / "run.json")
+    assert filed.seal is not None and filed.model_copy(update={"seal": None}) == record
+    assert [one.problems for one in check(board)] == [()]
+    before = (folder / "run.json").read_bytes()
+    assert command("leaderboard", "add", run, "--board", board).code == 0
+    assert (folder / "run.json").read_bytes() == before
+
+
+def test_a_run_that_is_not_in_order_is_not_filed(tmp_path):
+    run, board = tmp_path / "run", tmp_path / "board"
+    write_run(run, swap_test=PASSED.model_copy(update={"passed": False, "outcome": "FAILED"}))
+    edit(run, lambda values: values["metrics"]["exact_match"].update(value=0.9))
+    done = command("leaderboard", "add", run, "--board", board)
+    assert done.code == 2 and not board.exists()
+    assert "is not filed. The mean of exact_match was changed: the record says 0.9, and" in done.errors
+    assert "There is 1 more of this kind." in done.errors
+
+
+def test_another_run_of_the_same_configuration_is_not_overwritten(tmp_path):
+    board = tmp_path / "board"
+    write_run(tmp_path / "one")
+    write_run(tmp_path / "two", run_id="made-again")
+    assert command("leaderboard", "add", tmp_path / "one", "--board", board).code == 0
+    done = command("leaderboard", "add", tmp_path / "two", "--board", board)
+    assert done.code == 2 and "holds another run of this configuration, kv_retrieval-gradmem-45-2048-0." in done.errors
+
+
+def test_every_run_is_sealed_as_it_is_made(five_runs):
+    for path, record in five_runs.items():
+        assert record.seal is not None, path
+    # The task's folder is the board's layout already; what is made in a changed checkout is told apart, and all else is
+    # in order.
+    for one in check(next(iter(five_runs)).parents[2]):
+        assert [problem for problem in one.problems if "differs from its commit" not in problem] == []

@@ -1,0 +1,192 @@
+"""The page in a real browser."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from gradmem_bench.leaderboard.build import build
+
+WIDTH = "return document.documentElement.scrollWidth"
+
+
+@pytest.fixture(scope="module")
+def page(filled, tmp_path_factory) -> str:
+    return build(filled, tmp_path_factory.mktemp("page") / "index.html").as_uri()
+
+
+@pytest.fixture
+def opened(browser, page):
+    """The page as it is first seen at 1280 by 900, with no errors before and after the test."""
+    show(browser, 1280, 900)
+    browser.get(page)
+    browser.execute_script("localStorage.clear()")
+    browser.get(page)
+    yield browser
+    assert browser.get_log("browser") == []
+
+
+def show(browser, width: int, height: int, scheme: str = "light") -> None:
+    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    scheme = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", scheme)
+
+
+def find(browser, selector: str) -> list:
+    return browser.find_elements("css selector", selector)
+
+
+def seen(browser, selector: str) -> list:
+    return [element for element in find(browser, selector) if element.is_displayed()]
+
+
+def column(browser, number: int) -> list[str]:
+    """The texts of a column of the first table's runs, in the order in which they are shown."""
+    return [cell.text for cell in seen(browser, f"#table-1 tr.run > :nth-child({number})")]
+
+
+def choose(browser, name: str, value: str) -> None:
+    option = f"select[name={name}] option"
+    next(one for one in find(browser, option) if one.text == value).click()
+
+
+def wait_until(true) -> None:
+    """The browser tells of another colour scheme with its next frame."""
+    end = time.monotonic() + 5
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def press(browser, key: str) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    browser.switch_to.active_element.send_keys(getattr(Keys, key))
+
+
+def test_it_shows_a_chart_with_a_point_and_an_interval_for_every_run(opened):
+    assert len(seen(opened, "#table-1 .chart .point")) == 6
+    assert len(seen(opened, "#table-1 .chart .whisker")) == 6
+    assert len(seen(opened, "#table-2 .chart .point")) == 1
+    assert seen(opened, "#count")[0].text == "7 runs"
+    # On the logarithmic axis 2 KiB to 4 KiB is as far as 4 KiB to 8 KiB; 0 bytes have a place left of all.
+    where = {
+        point.get_attribute("aria-label").split(":")[0]: point.rect["x"] + point.rect["width"] / 2
+        for point in find(opened, "#table-1 .chart .point")
+    }
+    assert min(where, key=where.get) == "no_memory" and max(where, key=where.get) == "full_kv"
+
+
+def test_points_tell_their_details_on_hover_and_on_focus_and_lead_to_their_row(opened):
+    from selenium.webdriver import ActionChains
+
+    point = next(one for one in find(opened, ".point") if "no_memory" in one.get_attribute("aria-label"))
+    ActionChains(opened).move_to_element(find(opened, "#table-1 .point .shape")[0]).perform()
+    assert seen(opened, "#tip") and "exact match 0.067" in seen(opened, "#tip")[0].text
+    ActionChains(opened).move_to_element(find(opened, "h1")[0]).perform()
+    assert not seen(opened, "#tip")
+    opened.execute_script("arguments[0].focus()", point)
+    assert "no_memory" in seen(opened, "#tip")[0].text
+    press(opened, "ESCAPE")
+    assert not seen(opened, "#tip")
+    press(opened, "ENTER")
+    (fold,) = seen(opened, "tr.more")
+    assert "floor" in opened.switch_to.active_element.find_element("xpath", "ancestor::tr").get_attribute("class")
+    assert "Environment" in fold.text and "gradmem-bench run --method no_memory" in fold.text
+
+
+def test_a_column_sorts_both_ways_by_number_and_says_so(opened):
+    heading = find(opened, "#table-1 thead th")[3]
+    assert heading.get_attribute("aria-sort") == "none"
+    button = heading.find_element("css selector", "button")
+    opened.execute_script("arguments[0].focus()", button)
+    press(opened, "ENTER")
+    assert heading.get_attribute("aria-sort") == "descending"
+    assert column(opened, 4) == ["40 KiB", "4 KiB", "2 KiB", "2 KiB", "2 KiB", "0 B"]
+    press(opened, "SPACE")
+    assert heading.get_attribute("aria-sort") == "ascending"
+    assert column(opened, 4) == ["0 B", "2 KiB", "2 KiB", "2 KiB", "4 KiB", "40 KiB"]
+    name = find(opened, "#table-1 thead th")[0]
+    name.find_element("css selector", "button").click()
+    assert (name.get_attribute("aria-sort"), heading.get_attribute("aria-sort")) == ("ascending", "none")
+    assert [text.split()[0] for text in column(opened, 1)] == [
+        "full_kv",
+        "gradmem",
+        "gradmem",
+        "no_memory",
+        "rmt",
+        "rmt",
+    ]
+
+
+def test_filters_leave_what_was_chosen_in_tables_charts_and_count(opened):
+    choose(opened, "method", "gradmem")
+    assert seen(opened, "#count")[0].text == "3 runs"
+    assert {text.split()[0] for text in column(opened, 1)} == {"gradmem"}
+    assert len(seen(opened, "#table-1 .point")) == 2
+    choose(opened, "task", "squad_removed")
+    assert seen(opened, "#count")[0].text == "1 run" and not seen(opened, "#table-1")
+    seen(opened, "button[type=reset]")[0].click()
+    assert seen(opened, "#table-1")
+    choose(opened, "budget", "4 KiB")
+    assert [text.split()[0] for text in column(opened, 1)] == ["rmt"] and not seen(opened, "#table-2")
+    choose(opened, "budget", "all")
+    choose(opened, "backbone", "gpt2</script>")
+    assert seen(opened, "#count")[0].text == "1 run"
+
+
+def test_another_axis_redraws_the_chart(opened):
+    title = "#table-1 .chart svg"
+    before = [point.rect["x"] for point in find(opened, "#table-1 .point")]
+    choose(opened, "axis", "READ positions")
+    assert "READ positions" in find(opened, title)[0].get_attribute("aria-label")
+    assert [point.rect["x"] for point in find(opened, "#table-1 .point")] != before
+
+
+def test_light_and_dark_follow_the_system_until_the_button_is_pressed(opened, page):
+    def background() -> int:
+        colour = opened.execute_script("return getComputedStyle(document.body).backgroundColor")
+        return sum(json.loads(colour.replace("rgb(", "[").replace(")", "]")))
+
+    assert background() > 700
+    show(opened, 1280, 900, "dark")
+    assert background() < 100
+    wait_until(lambda: seen(opened, "#theme")[0].text == "Light")
+    seen(opened, "#theme")[0].click()
+    assert background() > 700
+    opened.get(page)
+    assert background() > 700
+
+
+def test_a_phone_shows_all_without_scrolling_sideways(opened, page):
+    show(opened, 390, 844)
+    opened.get(page)
+    assert opened.execute_script(WIDTH) == 390
+    widest = "return Math.max(...[...document.querySelectorAll('.group .scroll')].map(place => place.scrollWidth))"
+    assert opened.execute_script(widest) <= 362
+    button = seen(opened, "#table-1 .open button")[0]
+    opened.execute_script("arguments[0].scrollIntoView({behavior: 'instant', block: 'center'})", button)
+    button.click()
+    # What there is no column for stands in the fold.
+    (fold,) = seen(opened, "tr.more")
+    assert "Normalised score" in fold.text and "READ KV bytes" in fold.text
+    assert opened.execute_script(WIDTH) == 390
+
+
+def test_without_scripts_every_row_and_its_command_can_be_read(browser, page):
+    show(browser, 1280, 900)
+    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        browser.get(page)
+        assert len(seen(browser, "tr.run")) == len(seen(browser, "tr.more")) == 7
+    finally:
+        browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+def test_the_published_leaderboard_makes_a_page_without_errors(browser, tmp_path):
+    board = Path(__file__).parents[2] / "leaderboards"
+    browser.get(build(board, tmp_path / "index.html").as_uri())
+    assert browser.get_log("browser") == []
+    assert len(find(browser, ".point")) == len(find(browser, "tr.run")) >= 14
