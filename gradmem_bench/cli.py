@@ -10,6 +10,7 @@ import typer
 from gradmem_bench import __version__
 from gradmem_bench.config import Budget, parse_bytes
 from gradmem_bench.errors import UserError
+from gradmem_bench.integrations.commands import add_commands
 from gradmem_bench.options import (
     BackboneName,
     Budgets,
@@ -243,6 +244,9 @@ def show(
     from gradmem_bench.reporting.plans import resolved_yaml
 
     _console().print(resolved_yaml(name, include_path or []))
+
+
+add_commands(app)
 
 
 def _budgets(
