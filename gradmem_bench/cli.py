@@ -12,6 +12,7 @@ from gradmem_bench import __version__
 from gradmem_bench.config import Budget, parse_bytes
 from gradmem_bench.conformance.command import check
 from gradmem_bench.errors import LeftOut, UserError
+from gradmem_bench.integrations.commands import add_commands
 from gradmem_bench.leaderboard import commands as leaderboard
 from gradmem_bench.options import (
     BackboneName,
@@ -331,6 +332,7 @@ def show(
 
 app.command()(check)
 app.command()(plot)
+add_commands(app)
 
 
 def _budgets(

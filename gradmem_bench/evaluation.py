@@ -19,6 +19,16 @@ from gradmem_bench.tasks.base import Query, Task
 from gradmem_bench.tasks.batching import EncodedDocument
 
 
+def up_to_end(text: str, ends: Sequence[str]) -> str:
+    """What stands before the first of `ends`."""
+    for end in ends:
+        # An answer may begin with the delimiter's white space; an end that is white space comes after it.
+        start = len(text) - len(text.lstrip())
+        cut = text.find(end, start)
+        text = text if cut < 0 else text[:cut]
+    return text
+
+
 @dataclass(frozen=True)
 class Written:
     """What is left of a batch of contexts after WRITE, and the queries that will be asked of it."""
@@ -34,7 +44,7 @@ class Evaluator:
 
     Args:
         method: in evaluation mode from here on.
-        task: for its metrics and where its answers end.
+        task: for its metrics and where its answers end; `None` where another harness asks and scores.
         batch_size: contexts in one WRITE, queries in one READ.
         budget: how states are serialised, and what stops the evaluation where they are over it, the table's floor and
             ceiling apart.
@@ -44,7 +54,7 @@ class Evaluator:
     def __init__(
         self,
         method: MemoryMethod,
-        task: Task,
+        task: Task | None,
         batch_size: int,
         budget: Budget | None = None,
         autocast: Callable[[], AbstractContextManager] = nullcontext,
@@ -125,12 +135,7 @@ class Evaluator:
 
     def answer_text(self, ids: list[int]) -> str:
         """The generated answer: what stands before the first of the task's ends."""
-        text = self.backbone.decode(ids)
-        for end in self.task.until:
-            # An answer may begin with the delimiter's white space; an end that is white space comes after it.
-            start = len(text) - len(text.lstrip())
-            cut = text.find(end, start)
-            text = text if cut < 0 else text[:cut]
+        text = up_to_end(self.backbone.decode(ids), self.task.until)
         return text.strip() if self.task.text_metrics else text
 
     def rows(self, documents: Sequence[EncodedDocument]) -> list[ExampleRow]:

@@ -164,19 +164,24 @@ class Known:
         return self._made[name]
 
 
-def resolve(method: Entry, task: Entry, options: Options, known: Known | None = None) -> Plan:
-    """Checks everything that can be checked without weights.
+@dataclass(frozen=True)
+class Chosen:
+    """A method as a command names it, before any task."""
 
-    Args:
-        known: what was read for the other plans of the same command.
-    Raises:
-        UserError: a name, key or value is wrong, no configuration fits the budget, or contexts do not fit the backbone.
-    """
-    transformers_logging.set_verbosity_error()
-    # What the hub's client says while it retries is said once, in the sentence that ends it.
-    hub_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    method, task = located(method), located(task)
+    recipe: MethodRecipe
+    method_class: type[MemoryMethod]
+    parameters: StrictModel
+    """Those of the recipe, under the checkpoint's, under what was set."""
+    sections: dict[str, dict[str, Any]]
+    """What was set of backbone, task and training."""
+    checkpoint: Path | None
+    about: dict[str, Any]
+    """What the checkpoint says of itself; empty without one."""
+
+
+def choose(method: Entry, options: Options) -> Chosen:
+    """The method that `options` make of `method`; raises UserError, and reads no weights."""
+    method = located(method)
     recipe = method_recipe(method)
     method_class = load_object(recipe.implementation, method)
     if not (isinstance(method_class, type) and issubclass(method_class, MemoryMethod)):
@@ -194,6 +199,29 @@ def resolve(method: Entry, task: Entry, options: Options, known: Known | None = 
         merge(merge(recipe.parameters, about.get("parameters", {})), given),
         f"method '{recipe.name}'",
     )
+    return Chosen(recipe, method_class, parameters, sections, checkpoint, about)
+
+
+def _quieten() -> None:
+    transformers_logging.set_verbosity_error()
+    # What the hub's client says while it retries is said once, in the sentence that ends it.
+    hub_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def resolve(method: Entry, task: Entry, options: Options, known: Known | None = None) -> Plan:
+    """Checks everything that can be checked without weights.
+
+    Args:
+        known: what was read for the other plans of the same command.
+    Raises:
+        UserError: a name, key or value is wrong, no configuration fits the budget, or contexts do not fit the backbone.
+    """
+    _quieten()
+    method, task = located(method), located(task)
+    chosen = choose(method, options)
+    recipe, method_class, parameters = chosen.recipe, chosen.method_class, chosen.parameters
+    sections, checkpoint, about = chosen.sections, chosen.checkpoint, chosen.about
     known = known or Known()
     loaded_task = known.task(Path(task.target), sections["task"])
     backbone = _backbone_config(recipe, loaded_task, about, options, sections["backbone"])
@@ -314,7 +342,11 @@ def max_context_tokens(
     # A quarter more than the longest seen: not every query is looked at.
     longest = max(len(query) for document in encoded for query in document.queries)
     answer = max(task.max_new_tokens, max(len(target) + 1 for document in encoded for target in document.targets))
-    asked = longest + longest // 4 + answer
+    return longest_context(method_class, parameters, backbone, longest + longest // 4 + answer)
+
+
+def longest_context(method_class: type[MemoryMethod], parameters: StrictModel, backbone: Backbone, asked: int) -> int:
+    """The most context tokens for which WRITE, and READ with `asked` tokens behind it, fit the backbone's positions."""
 
     def fits(tokens: int) -> bool:
         cost = method_class.footprint(parameters, backbone, tokens, tokens)

@@ -1,5 +1,6 @@
 """From a BackboneConfig to a Backbone: weights from a hub or a folder, or a small random model made on the spot."""
 
+import json
 import re
 from collections.abc import Collection
 from hashlib import sha256
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from tokenizers import Tokenizer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -18,6 +20,7 @@ from transformers import (
     MambaConfig,
     PretrainedConfig,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
 
 from gradmem_bench.backbone import Backbone
@@ -172,6 +175,23 @@ def _tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase:
     if tokenizer.eos_token_id is None:
         raise UserError(f"The tokenizer '{name}' has no end-of-text token, which every answer has to end with.")
     return tokenizer
+
+
+def tokenizer_text(tokenizer: PreTrainedTokenizerBase | None) -> str | None:
+    """A task's own tokenizer as JSON, so that a checkpoint of a random backbone can be used without the task."""
+    if tokenizer is None:
+        return None
+    return json.dumps({"tokenizer": tokenizer.backend_tokenizer.to_str(), "special": tokenizer.special_tokens_map})
+
+
+def tokenizer_from_text(text: str | None) -> PreTrainedTokenizerBase | None:
+    """What `tokenizer_text` described."""
+    if text is None:
+        return None
+    about = json.loads(text)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(about["tokenizer"]), clean_up_tokenization_spaces=False, **about["special"]
+    )
 
 
 def weights_hash(module: torch.nn.Module) -> str:

@@ -15,7 +15,7 @@ from gradmem_bench.config import Budget
 from gradmem_bench.errors import UserError
 from gradmem_bench.evaluation import Evaluator
 from gradmem_bench.experiment import Plan, curriculum_tasks, max_context_tokens
-from gradmem_bench.loading import load_backbone, weights_hash
+from gradmem_bench.loading import load_backbone, tokenizer_text, weights_hash
 from gradmem_bench.measurement import capacity, measure, measured_footprint
 from gradmem_bench.methods.base import MemoryMethod
 from gradmem_bench.reporting.progress import RunDisplay
@@ -229,6 +229,7 @@ def save_method(plan: Plan, method: MemoryMethod, training: TrainingRecord, prog
         "backbone_weights_hash": method.backbone.identity["weights_hash"],
         "task": plan.task.name,
         "seed": plan.options.seed,
+        "tokenizer": tokenizer_text(plan.task.tokenizer()),
         "hash": weights_hash(method),
         "training_hash": plan.training_hash,
         "training": training.model_dump(mode="json"),

@@ -43,11 +43,7 @@ def encode_documents(
     if nothing := next((query.id for query, ids in zip(asked, alone, strict=True) if not ids), None):
         raise UserError(f"The query '{nothing}' of {task.name} has no tokens, but an answer needs one to stand behind.")
     answers = [task.target_delimiter + query.targets[0] for query in asked]
-    together = backbone.encode([query.text + answer for query, answer in zip(asked, answers, strict=True)])
-    targets = []
-    for answer, query, both in zip(answers, alone, together, strict=True):
-        split_cleanly = both[: len(query)] == query and len(both) > len(query)
-        targets.append(both[len(query) :] if split_cleanly else backbone.encode([answer])[0])
+    targets = continuations(backbone, [query.text for query in asked], alone, answers)
     encoded, first = [], 0
     for document, context in zip(documents, contexts, strict=True):
         last = first + len(document.queries)
@@ -69,6 +65,18 @@ def encode_documents(
         )
         first = last
     return encoded
+
+
+def continuations(
+    backbone: Backbone, prompts: Sequence[str], prompt_ids: Sequence[list[int]], texts: Sequence[str]
+) -> list[list[int]]:
+    """The ids of each text behind its prompt: both are encoded together and split where the prompt ends."""
+    together = backbone.encode([prompt + text for prompt, text in zip(prompts, texts, strict=True)])
+    ids = []
+    for prompt, both, text in zip(prompt_ids, together, texts, strict=True):
+        split_cleanly = both[: len(prompt)] == prompt and len(both) > len(prompt)
+        ids.append(both[len(prompt) :] if split_cleanly else backbone.encode([text])[0])
+    return ids
 
 
 def training_batch(
