@@ -65,6 +65,9 @@ class MemoryMethod(nn.Module, ABC):
     Parameters: ClassVar[type[StrictModel]] = StrictModel
     role: ClassVar[Literal["method", "floor", "ceiling"]] = "method"
     """`floor` and `ceiling` are the table's references: no bound is asked of them."""
+    evaluation_parameters: ClassVar[frozenset[str]] = frozenset()
+    """Of `Parameters`, those of the evaluation alone: training does not see them, and runs that differ in nothing else
+    are trained once."""
 
     def __init__(self, backbone: Backbone, parameters: StrictModel) -> None:
         super().__init__()
@@ -96,9 +99,15 @@ class MemoryMethod(nn.Module, ABC):
         """The loss, under the name that data parallelism wraps."""
         return self.loss(batch)
 
-    def reconstruction_loss(self, state: MemoryState, contexts: Tokens) -> Tensor | None:
-        """(B,): mean nats per context token given the state; `None` for a method that does not rebuild its context."""
+    def reconstruction_losses(self, state: MemoryState, contexts: Tokens) -> Tensor | None:
+        """(B, T): nats of each context token given the state and those before it, 0 at padding; `None` for a method
+        that does not rebuild its context."""
         return None
+
+    def reconstruction_loss(self, state: MemoryState, contexts: Tokens) -> Tensor | None:
+        """(B,): the mean of `reconstruction_losses` over each context's own tokens."""
+        losses = self.reconstruction_losses(state, contexts)
+        return None if losses is None else losses.sum(dim=1) / contexts.lengths.clamp(min=1)
 
     @classmethod
     def asked_of(cls, budget: Budget) -> Budget:
