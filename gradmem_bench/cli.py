@@ -30,6 +30,7 @@ from gradmem_bench.options import (
     StoredAs,
     Tasks,
 )
+from gradmem_bench.reproduce_command import reproduce
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -116,6 +117,9 @@ def run(
     console.print()
     for table in comparison(records):
         console.print(to_rich(table, console.width))
+
+
+app.command()(reproduce)
 
 
 @app.command()
