@@ -112,18 +112,21 @@ def benchmark(scale: Scale, output: Path, device: str) -> dict[str, int]:
     Returns:
         Why calls could not be made, each with how many they are.
     """
-    script = Path(__file__).parents[1] / "benchmarks" / "meta_gradient.py"
-    if not script.exists():
-        return {"benchmarks/meta_gradient.py is in a checkout of gradmem-bench alone": len(scale.benchmark)}
+    checkout, script = Path(__file__).parents[1], "benchmarks/meta_gradient.py"
+    if not (checkout / script).exists():
+        return {f"{script} is in a checkout of gradmem-bench alone": len(scale.benchmark)} if scale.benchmark else {}
     reasons: dict[str, int] = {}
     made = [json.loads(path.read_text(encoding="utf-8"))["command"] for path in output.glob("meta_gradient-*.json")]
+    # From the checkout, so that no record names this machine's folders.
+    where = os.path.relpath(output, checkout)
+    paths = [str(checkout), *filter(None, [os.environ.get("PYTHONPATH")])]
     for arguments in scale.benchmark:
-        if any(arguments == command[2 : 2 + len(arguments)] for command in made):
+        if any(command[2 : 2 + len(arguments)] == arguments for command in made):
             continue
-        command = [sys.executable, str(script), *arguments, "--device", device, "--output", str(output)]
-        paths = [str(script.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
-        done = subprocess.run(command, env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)}, check=False)
+        command = [sys.executable, script, *arguments, "--device", device, "--output", where]
+        variables = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+        done = subprocess.run(command, env=variables, cwd=checkout, check=False)
         if done.returncode:
-            reason = f"benchmarks/meta_gradient.py {' '.join(arguments)} ended with {done.returncode}"
+            reason = f"{script} {' '.join(arguments)} ended with {done.returncode}"
             reasons[reason] = reasons.get(reason, 0) + 1
     return reasons

@@ -326,7 +326,8 @@ class Archive:
         )
 
     def _of(self, run: Run) -> dict[str, Any] | None:
-        key = (run.training, repr(run.evaluation))
+        # Whatever the seed.
+        key = (run.method, run.task, run.backbone, repr(run.settings), repr(run.start and run.start.settings))
         if key not in self._expected:
             try:
                 self._expected[key] = expected_of(run)

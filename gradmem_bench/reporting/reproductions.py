@@ -219,34 +219,51 @@ def losses_report(table: Sequence[Line], metric: str) -> "RenderableType":
 
 def performance_report(folders: Iterable[Path], paper: PaperFigure | None) -> "RenderableType":
     """The engines' records, and what the paper says of its own."""
-    files: dict[Path, Mapping[str, Any]] = {}
-    for folder in folders:
-        for path in sorted(folder.glob("meta_gradient-*.json")):
-            files[path] = json.loads(path.read_text(encoding="utf-8"))
     parts: list[RenderableType] = []
-    for path, record in files.items():
-        machine = record["machine"]
-        parts.append(Text(f"{path.name} · {machine['device']} · batch {record['batch']}", style="bold"))
+    for path in (path for folder in folders for path in sorted(folder.glob("meta_gradient-*.json"))):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if "K" not in record["rows"][0]:
+            # From a benchmark before the present one.
+            continue
+        unit = "pairs" if record["model"] == "kv" else "tokens"
+        told = f"{record['model']} · {record['machine']['device']} · batch {record['batch']} · {path.name}"
         rows = [
             [
-                str(row["size"]),
-                str(row["steps"]),
+                str(row[unit]),
+                str(row["K"]),
                 row["variant"],
                 _number(row["seconds"]),
-                _number(row.get("time_ratio"), 2),
-                _number((row.get("peak_bytes") or row.get("bytes") or 0) / 2**30 or None, 2),
-                _number(row.get("memory_ratio"), 2),
+                _number(row["time_ratio"], 2),
+                _number(row["bytes"] / 2**30, 2),
+                _number(row["memory_ratio"], 2),
             ]
             for row in record["rows"]
         ]
-        headers = ["size", "K", "engine", "s a step", "ratio", "peak GiB", "ratio"]
-        parts += [_grid(headers, rows, left=3), Text("")]
-    if not files:
+        headers = [unit, "K", "engine", "s a step", "ratio", "peak GiB", "ratio"]
+        parts += [Text(told, style="bold"), _grid(headers, rows, left=3), Text("")]
+    if not parts:
         parts.append(Text("missing: no record of benchmarks/meta_gradient.py is here."))
     if paper is not None:
         rows = [[row.method, Line("", row.setting, [], {}).told, row.metric, f"{row.value:g}"] for row in paper.rows]
         parts.append(_grid(["paper", "setting", "metric", "value"], rows, left=3))
     return Group(*parts)
+
+
+def _published_alone(table: Sequence[Line], paper: PaperFigure | None) -> list[str]:
+    """The published numbers that stand beside nothing, one text a method, task and metric."""
+    if paper is None:
+        return []
+    beside = [line.paper for line in table if line.paper is not None]
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for row in paper.rows:
+        if row not in beside and row.value is not None:
+            setting = Line("", row.setting, [], {}).told
+            told = f"{setting + ': ' if setting else ''}{row.value:.4g}"
+            found.setdefault((row.method, row.task, row.metric), []).append(told)
+    return [
+        f"{method}, {task}, {metric.replace('_', ' ')}: {'; '.join(told)}"
+        for (method, task, metric), told in found.items()
+    ]
 
 
 def report(
@@ -265,6 +282,7 @@ def report(
         performance: folders with the engines' records.
     """
     metric = experiment.metric
+    title = Text(f"{experiment.figure} · {experiment.title} · scale {scale_name}", style="bold")
     body: RenderableType
     if experiment.report == "performance":
         body = performance_report(performance, paper)
@@ -281,5 +299,6 @@ def report(
     notes += [f"missing ({count}): {reason}" for reason, count in reasons.items()]
     if paper is not None:
         notes.append(f"Paper: {paper.source}.")
-    title = Text(f"{experiment.figure} · {experiment.title} · scale {scale_name}", style="bold")
+    if experiment.report != "performance":
+        notes += [f"published, and not run at this scale: {text}" for text in _published_alone(table, paper)]
     return Group(title, Text(""), body, Text(""), *(Text(note, style="dim") for note in notes))

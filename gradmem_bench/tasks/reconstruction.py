@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from gradmem_bench.tasks.base import Document, Query, Source, Split
+from gradmem_bench.tasks.base import Document, Query, Split
 from gradmem_bench.tasks.kv_retrieval import KeyValueDocuments, KeyValueRetrieval
 
 if TYPE_CHECKING:
@@ -35,13 +35,11 @@ class KeyValueReconstruction(KeyValueRetrieval):
     def documents(self, split: Split) -> "RebuiltDocuments":
         return RebuiltDocuments(super().documents(split))
 
-    def source(self, split: Split) -> Source:
-        found = super().source(split)
-        return Source(found.location, found.revision, found.content_hash, len(self.documents(split)))
-
 
 class RebuiltDocuments(Sequence[Document]):
     """Documents whose one query has the context as its answer; a slice is a list."""
+
+    queries_per_context = 1
 
     def __init__(self, documents: KeyValueDocuments) -> None:
         self._documents = documents
