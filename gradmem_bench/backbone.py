@@ -351,13 +351,16 @@ class Backbone(nn.Module):
         losses, _ = self.token_losses(prefix, queries, targets)
         return losses.sum() / targets.mask.sum()
 
+    def text_losses(self, prefix: Prefix, text: Tokens, head: nn.Linear | None = None) -> Tensor:
+        """(B, T): nats of each token of a text behind its prefix, teacher-forced; 0 at padding."""
+        return self.token_losses(prefix, None, text, head)[0]
+
     def text_loss(self, prefix: Prefix, text: Tokens, head: nn.Linear | None = None) -> Tensor:
         """(B,): mean nats per token of each row's own text behind its prefix (the WRITE loss of GradMem, eq. 4).
 
         The mean runs over the row's own tokens, so that neither its value nor its gradient depends on the batch.
         """
-        losses, _ = self.token_losses(prefix, None, text, head)
-        return losses.sum(dim=1) / text.lengths.clamp(min=1)
+        return self.text_losses(prefix, text, head).sum(dim=1) / text.lengths.clamp(min=1)
 
     @torch.no_grad()
     def generate(self, prefix: Prefix, queries: Tokens, max_new_tokens: int) -> list[list[int]]:

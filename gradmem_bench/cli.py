@@ -35,6 +35,7 @@ from gradmem_bench.options import (
     Tasks,
 )
 from gradmem_bench.plotting.command import plot
+from gradmem_bench.reproduce_command import reproduce
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -122,6 +123,9 @@ def run(
     console.print()
     for table in comparison(records):
         console.print(to_rich(table, console.width))
+
+
+app.command()(reproduce)
 
 
 @app.command()

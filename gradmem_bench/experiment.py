@@ -116,9 +116,17 @@ class Plan:
         }
 
     @property
+    def trained_parameters(self) -> StrictModel:
+        """`parameters` as training sees them: those of the evaluation alone are at their defaults."""
+        fields = type(self.parameters).model_fields
+        own = self.method_class.evaluation_parameters
+        return self.parameters.model_copy(update={name: fields[name].get_default() for name in own})
+
+    @property
     def training_hash(self) -> str:
         """Fingerprint of all that the trained weights depend on: runs that share it are trained once."""
         configuration = self.configuration()
+        configuration["method"]["parameters"] = self.trained_parameters.model_dump(mode="json")
         task = {key: value for key, value in configuration["task"].items() if key not in ("split", "hash")}
         rest = {key: value for key, value in configuration.items() if key not in ("budget", "limit")}
         return fingerprint(rest | {"task": task})

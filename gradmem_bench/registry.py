@@ -47,11 +47,14 @@ class Entry:
         return self.origin.removeprefix(_INSTALLED) if self.origin.startswith(_INSTALLED) else ""
 
 
-def recipe_folder(kind: Kind | Literal["backbone"]) -> Path:
-    """Where what is built in stands: package data of a wheel, or `methods/`, `tasks/`, `backbones/` of a checkout."""
-    package = Path(__file__).parent
-    installed = package / "recipes" / f"{kind}s"
-    return installed if installed.is_dir() else package.parent / f"{kind}s"
+def recipe_folder(kind: Kind | Literal["backbone", "experiment", "paper"]) -> Path:
+    """Where what is built in stands: package data of a wheel, or the folders of a checkout.
+
+    Those are `methods/`, `tasks/`, `backbones/` and `experiments/`; a paper's numbers are in `leaderboards/paper/`.
+    """
+    package, name = Path(__file__).parent, "leaderboards/paper" if kind == "paper" else f"{kind}s"
+    installed = package / "recipes" / name
+    return installed if installed.is_dir() else package.parent / name
 
 
 def entries(kind: Kind, include_paths: Sequence[Path] = ()) -> list[Entry]:

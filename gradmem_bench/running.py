@@ -155,6 +155,7 @@ def _trained(
             checkpoints.share(source, path)
     else:
         identity = {"config_hash": plan.config_hash}
+        method.settings = plan.trained_parameters
         with display.training(config) as report:
             trainer = Trainer(method, stages, config, plan.options.seed, folder, accelerator, identity, report)
             accelerator.init_trackers("tensorboard")
@@ -162,6 +163,7 @@ def _trained(
                 display.note(f"goes on from the checkpoint of step {trainer.progress.step}")
             progress = trainer.run()
             accelerator.end_training()
+        method.settings = plan.parameters
         training = _training_record(plan, method, progress, initial_checkpoint)
         save_method(plan, method, training, progress, path)
     (folder / PROGRESS_FILE).unlink(missing_ok=True)
@@ -224,7 +226,7 @@ def save_method(plan: Plan, method: MemoryMethod, training: TrainingRecord, prog
     about: dict[str, Any] = {
         "method": plan.recipe.name,
         "class": plan.recipe.implementation,
-        "parameters": plan.parameters.model_dump(mode="json"),
+        "parameters": plan.parameters.model_dump(mode="json", exclude=plan.method_class.evaluation_parameters),
         "backbone": plan.backbone.model_dump(mode="json", exclude_unset=True),
         "backbone_weights_hash": method.backbone.identity["weights_hash"],
         "task": plan.task.name,

@@ -8,9 +8,13 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 
+import torch
+
+from gradmem_bench.config import StateDtype
 from gradmem_bench.evaluation import Evaluator
 from gradmem_bench.metrics import exact_match
 from gradmem_bench.results import SwapTest
+from gradmem_bench.state import MemoryState
 from gradmem_bench.statistics import wilson
 from gradmem_bench.tasks.batching import EncodedDocument
 
@@ -25,7 +29,8 @@ def swap_test(evaluator: Evaluator, documents: Sequence[EncodedDocument]) -> Swa
     """Answers some of each document's queries from its own state and from that of a document half the sample away.
 
     It passes when the foreign states answer no better than chance, fails when they do, and has no verdict where the own
-    states answer no better than chance either: then there was nothing to lose.
+    states answer no better than chance either: then there was nothing to lose. What random states answer is told beside
+    it, and decides nothing.
     """
     if len(documents) < 2:
         return SwapTest(
@@ -50,10 +55,9 @@ def swap_test(evaluator: Evaluator, documents: Sequence[EncodedDocument]) -> Swa
     ]
     away = {document.document.id: documents[row - len(documents) // 2] for row, document in enumerate(documents)}
 
-    def answers(foreign: bool) -> list[str]:
-        owners = [away[document.document.id] if foreign else document for document, _ in asked]
+    def answers(states: dict[str, bytes]) -> list[str]:
         read = evaluator.read(
-            [states[owner.document.id] for owner in owners],
+            [states[document.document.id] for document, _ in asked],
             [document.queries[index] for document, index in asked],
             [document.targets[index] for document, index in asked],
             generate=True,
@@ -62,11 +66,15 @@ def swap_test(evaluator: Evaluator, documents: Sequence[EncodedDocument]) -> Swa
 
     normalize = evaluator.task.text_metrics
     queries = [document.document.queries[index] for document, index in asked]
-    own, foreign = answers(False), answers(True)
-    own_right = sum(exact_match(answer, query.targets, normalize) for answer, query in zip(own, queries, strict=True))
-    swapped_right = sum(
-        exact_match(answer, query.targets, normalize) for answer, query in zip(foreign, queries, strict=True)
-    )
+
+    def right(answers: list[str]) -> int:
+        return sum(
+            exact_match(answer, query.targets, normalize) for answer, query in zip(answers, queries, strict=True)
+        )
+
+    own, foreign = answers(states), answers({key: states[other.document.id] for key, other in away.items()})
+    own_right, swapped_right = right(own), right(foreign)
+    drawn = random_states(list(states.values()), evaluator.budget.state_dtype)
     chance = _chance(
         foreign, [(document.document.id, query) for (document, _), query in zip(asked, queries, strict=True)], normalize
     )
@@ -90,9 +98,29 @@ def swap_test(evaluator: Evaluator, documents: Sequence[EncodedDocument]) -> Swa
         own_score=own_score,
         swapped_score=swapped_score,
         chance_score=chance,
+        random_score=None if drawn is None else right(answers(dict(zip(states, drawn, strict=True)))) / count,
         passed=passed,
         outcome=outcome,
     )
+
+
+def random_states(states: Sequence[bytes], dtype: StateDtype) -> list[bytes] | None:
+    """States of the same shapes whose floating-point numbers are drawn; `None` where there are none.
+
+    The mean and the deviation of each tensor are those of its own numbers over all of `states`.
+    """
+    written = MemoryState.from_bytes(states)
+    floats = {name: tensor for name, tensor in written.tensors.items() if tensor.is_floating_point()}
+    if not floats:
+        return None
+    generator, drawn = torch.Generator().manual_seed(0), dict(written.tensors)
+    for name, tensor in floats.items():
+        own = tensor
+        if name in written.ragged:
+            own = tensor[torch.arange(tensor.shape[1]) < written.lengths[:, None]]
+        noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float32)
+        drawn[name] = (own.float().mean() + noise * own.float().std()).to(tensor.dtype)
+    return MemoryState(drawn, written.ragged, written.lengths).to_bytes(dtype)
 
 
 def _chance(answers: Sequence[str], asked: Sequence[tuple], normalize: bool) -> float:

@@ -141,6 +141,9 @@ def test_runs_that_differ_in_the_evaluation_alone_have_one_training():
         plan("gradmem", limit=3),
     ):
         assert other.training_hash == same
+    asked = plan("gradmem", "evaluation_inner_steps=3", budget=Budget(positions=8))
+    assert asked.training_hash == same and asked.config_hash != plan("gradmem", budget=Budget(positions=8)).config_hash
+    assert asked.parameters.evaluation_inner_steps == 3 and asked.trained_parameters.evaluation_inner_steps is None
     for other in (
         plan("gradmem", budget=Budget(positions=7)),
         plan("gradmem", "training.steps=9"),

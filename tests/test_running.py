@@ -221,6 +221,24 @@ def test_a_record_says_what_was_measured(five_runs):
     assert flops["gradmem"] > flops["rmt"] > flops["full_kv"] > flops["no_memory"] == 0
 
 
+def test_what_belongs_to_the_evaluation_alone_does_not_change_the_training(tmp_path):
+    brief = ["--set=training.steps=6", "--set=training.evaluate_every=2", "--limit=8"]
+    arguments = ["run", "--method=gradmem", *TINY, *brief, "--output"]
+    # Without a step at evaluation, validation would choose among other scores.
+    for name, settings in {"with": [], "without": ["--set=evaluation_inner_steps=0"]}.items():
+        assert command(*arguments, tmp_path / name, *settings).code == 0
+    first, second = (only_run(tmp_path / name) for name in ("with", "without"))
+    weights = [load_file(folder / WEIGHTS) for folder in (first, second)]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+    records = [read_record(folder / "run.json") for folder in (first, second)]
+    assert records[0].training.best_validation_score == records[1].training.best_validation_score
+    assert records[0].metrics != records[1].metrics
+    # Of a checkpoint the evaluation is not a part.
+    loaded = command(*arguments, tmp_path / "loaded", "--load", second)
+    assert loaded.code == 0
+    assert read_record(only_run(tmp_path / "loaded") / "run.json").metrics == records[0].metrics
+
+
 def test_a_damaged_checkpoint_of_another_run_is_not_shared(tmp_path):
     arguments = ["run", "--method=full_kv", *TINY, "--output", tmp_path]
     assert command(*arguments).code == 0

@@ -12,7 +12,7 @@ from gradmem_bench.loading import load_backbone
 from gradmem_bench.methods.full_kv import FullKV
 from gradmem_bench.methods.truncated_text import TruncatedText, TruncatedTextParameters
 from gradmem_bench.state import MemoryState
-from gradmem_bench.swap import swap_test
+from gradmem_bench.swap import random_states, swap_test
 from gradmem_bench.tasks.base import Document, Query
 from gradmem_bench.tasks.batching import encode_documents, training_batch
 
@@ -126,3 +126,30 @@ def test_at_most_four_queries_of_a_context_are_asked(answering):
     made = [Document("six", "!a:1!|", queries), Document("one", "!a:2!|", (Query("only", "?!a:", ("2",)),))]
     outcome = swap_test(Evaluator(build("full_kv", answering), TASK, 4), encode_documents(made, TASK, answering))
     assert outcome.queries == 5 and outcome.own_score == 1.0 and outcome.swapped_score == 0.0
+
+
+def test_random_states_are_of_the_same_kind_and_know_nothing(answering):
+    outcome = swapped(build("full_kv", answering))
+    assert outcome.own_score == 1.0 and outcome.random_score < 0.5
+    for name in ("truncated_text", "no_memory"):
+        assert swapped(build(name, answering)).random_score is None
+
+
+def test_random_states_have_the_shapes_and_the_scale_of_those_written():
+    vectors = torch.randn(200, 4, 8) * 3 + 1
+    padded = torch.cat([torch.full((200, 2, 5), 2.0), torch.zeros(200, 1, 5)], dim=1)
+    padded[:, 1] = -2.0
+    state = MemoryState(
+        {"memory": vectors, "ids": torch.arange(200)[:, None], "cache": padded},
+        frozenset({"cache"}),
+        torch.full((200,), 2),
+    )
+    drawn = MemoryState.from_bytes(random_states(state.to_bytes(), "float32"))
+    assert drawn.tensors["memory"].shape == vectors.shape and drawn.tensors["cache"].shape == (200, 2, 5)
+    assert torch.equal(drawn.tensors["ids"], state.tensors["ids"])
+    assert not torch.isclose(drawn.tensors["memory"], vectors).all(dim=(1, 2)).any()
+    memory, cache = drawn.tensors["memory"], drawn.tensors["cache"]
+    assert (memory.mean(), memory.std()) == (pytest.approx(1, abs=0.2), pytest.approx(3, abs=0.2))
+    # Padding is no part of the state: the numbers are 2 and -2, and the 0 behind them is none of them.
+    assert (cache.mean(), cache.std()) == (pytest.approx(0, abs=0.2), pytest.approx(2, abs=0.2))
+    assert random_states(state.to_bytes(), "float32") == random_states(state.to_bytes(), "float32")

@@ -71,6 +71,9 @@ class MemoryMethod(nn.Module, ABC):
     """`floor` and `ceiling` are the table's references: no bound is asked of them."""
     needs: ClassVar[Literal["attention", "recurrence"] | None] = None
     """What the backbone has to be made of; a method that needs recurrence is a language model itself."""
+    evaluation_parameters: ClassVar[frozenset[str]] = frozenset()
+    """Of `Parameters`, those of the evaluation alone: training does not see them, and runs that differ in nothing else
+    are trained once."""
 
     def __init__(self, backbone: Backbone, parameters: StrictModel) -> None:
         super().__init__()
@@ -129,9 +132,15 @@ class MemoryMethod(nn.Module, ABC):
         """The loss, under the name that data parallelism wraps."""
         return self.loss(batch)
 
-    def reconstruction_loss(self, state: MemoryState, contexts: Tokens) -> Tensor | None:
-        """(B,): mean nats per context token given the state; `None` for a method that does not rebuild its context."""
+    def reconstruction_losses(self, state: MemoryState, contexts: Tokens) -> Tensor | None:
+        """(B, T): nats of each context token given the state and those before it, 0 at padding; `None` for a method
+        that does not rebuild its context."""
         return None
+
+    def reconstruction_loss(self, state: MemoryState, contexts: Tokens) -> Tensor | None:
+        """(B,): the mean of `reconstruction_losses` over each context's own tokens."""
+        losses = self.reconstruction_losses(state, contexts)
+        return None if losses is None else losses.sum(dim=1) / contexts.lengths.clamp(min=1)
 
     @classmethod
     def asked_of(cls, budget: Budget) -> Budget:

@@ -106,6 +106,7 @@ class GradMem(MemoryMethod):
     """
 
     Parameters = GradMemParameters
+    evaluation_parameters = frozenset({"evaluation_inner_steps"})
     settings: GradMemParameters
 
     def __init__(self, backbone: Backbone, parameters: GradMemParameters) -> None:
@@ -157,10 +158,12 @@ class GradMem(MemoryMethod):
         """The vectors of a state as they stand in the backbone, (B, m, d)."""
         return self.projection(vectors) if self.settings.projection == "shared" else vectors
 
+    def _write_prefix(self, vectors: Tensor) -> Prefix:
+        return vectors_prefix(self.write_control(self._projected(vectors)))
+
     def write_loss(self, vectors: Tensor, contexts: Tokens) -> Tensor:
         """(B,): the inner loss of vectors (B, m, d)."""
-        prefix = vectors_prefix(self.write_control(self._projected(vectors)))
-        return self.writer.text_loss(prefix, contexts, self.write_head)
+        return self.writer.text_loss(self._write_prefix(vectors), contexts, self.write_head)
 
     def inner_loss(self, memory: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """(B,): the loss that descends, of all that descends, (B, m or more, d), for contexts ids and mask (B, T)."""
@@ -208,9 +211,9 @@ class GradMem(MemoryMethod):
     def read(self, state: MemoryState) -> Prefix:
         return vectors_prefix(self.read_control(self._projected(state.tensors["memory"])))
 
-    def reconstruction_loss(self, state: MemoryState, contexts: Tokens) -> Tensor:
+    def reconstruction_losses(self, state: MemoryState, contexts: Tokens) -> Tensor:
         """The WRITE loss at M_K; with a WRITE head of its own it is what was descended, not what the LM would say."""
-        return self.write_loss(state.tensors["memory"], contexts)
+        return self.writer.text_losses(self._write_prefix(state.tensors["memory"]), contexts, self.write_head)
 
     @classmethod
     def footprint(

@@ -99,11 +99,11 @@ class RMT(MemoryMethod):
         projection = self.projection if self.settings.projection == "shared" else self.read_projection
         return vectors_prefix(self.read_control(memory if projection is None else projection(memory)))
 
-    def reconstruction_loss(self, state: MemoryState, contexts: Tokens) -> Tensor:
+    def reconstruction_losses(self, state: MemoryState, contexts: Tokens) -> Tensor:
         """What the context costs in one more pass of WRITE."""
         memory = state.tensors["memory"]
         memory = memory if self.projection is None else self.projection(memory)
-        return self.backbone.text_loss(vectors_prefix(self.write_control(memory)), contexts, self.write_head)
+        return self.backbone.text_losses(vectors_prefix(self.write_control(memory)), contexts, self.write_head)
 
     @classmethod
     def footprint(

@@ -122,6 +122,9 @@ class SwapTest(Part):
     """Exact match with another context's state."""
     chance_score: float | None
     """Exact match that a swapped state may reach by chance, since contexts share answers."""
+    random_score: float | None = None
+    """Exact match with random states of the same shape, mean and deviation; `None` where a state holds no such numbers,
+    or in records from before it was tried."""
     passed: bool | None
     """Whether swapping dropped the score to chance; `None` when it was there before, or could not be tried."""
     outcome: str

@@ -28,6 +28,23 @@ def removed_short(dataset: "Dataset") -> "Dataset":
     return _documents(dataset, short=True)
 
 
+def context_question(dataset: "Dataset") -> "Dataset":
+    """The paragraph and then the question are what is written: WRITE may keep what the question asks for, and no more.
+
+    Each question makes a context of its own. By this design WRITE sees the query; such scores stand beside no others.
+    """
+    return _with_question(dataset, "{context}\nQuestion: {query}")
+
+
+def question_context(dataset: "Dataset") -> "Dataset":
+    """The same with the question before the paragraph."""
+    return _with_question(dataset, "Question: {query}\n{context}")
+
+
+def _with_question(dataset: "Dataset", form: str) -> "Dataset":
+    return removed(dataset).map(lambda row: {"context": form.format(**row)})
+
+
 def sentence(paragraph: str, start: int, length: int) -> str:
     """The sentence around `paragraph[start:start + length]`, without white space at its ends.
 

@@ -102,3 +102,18 @@ def test_the_real_articles(shared, monkeypatch, name):
     else:
         assert sum(map(len, found)) / len(found) < 250  # characters; a paragraph has some 800
         assert all(any(context in paragraph for paragraph in paragraphs) for context in list(found)[:200])
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("squad_context_question", "Rome fell in 476. Goths had come.\nQuestion: When did Rome fall?"),
+        ("squad_question_context", "Question: When did Rome fall?\nRome fell in 476. Goths had come."),
+    ],
+)
+def test_a_question_may_be_written_with_its_paragraph(articles, name, expected):
+    documents = load_task(TASKS / f"{name}.yaml").documents("test")
+    assert len(documents) == 3 and documents[0].context == expected
+    # READ is asked nothing but for the answer.
+    assert [query.text for document in documents for query in document.queries] == ["Answer:"] * 3
+    assert documents[0].queries[0].targets == ("476", "in 476")

@@ -1,0 +1,304 @@
+"""Ours beside the paper's: every seed, both intervals, the difference, the controls, and what is missing."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from gradmem_bench.reconstruction import PARTS_FILE
+from gradmem_bench.reproduction import Archive, Experiment, PaperFigure, PaperRow, Run, Scale
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from gradmem_bench.results import RunRecord
+
+NOTHING = "–"
+_STEPS = "evaluation_inner_steps"
+
+
+@dataclass
+class Line:
+    """One row: the seeds of one method and setting, and the published number."""
+
+    name: str
+    setting: dict[str, Any]
+    seeds: list[int]
+    records: dict[int, tuple[Path, "RunRecord"]]
+    """By seed, of those that are there."""
+    without_steps: dict[int, "RunRecord"] = field(default_factory=dict)
+    """The same checkpoints at K = 0."""
+    paper: PaperRow | None = None
+
+    def scores(self, metric: str) -> dict[int, float]:
+        found = {seed: record.metrics[metric].value for seed, (_, record) in self.records.items()}
+        return {seed: value for seed, value in found.items() if value is not None}
+
+    def interval(self, metric: str) -> tuple[float, float] | None:
+        """Of the mean over seeds, by Student's t; of one seed, or of equal ones, over their contexts."""
+        scores = list(self.scores(metric).values())
+        if len(set(scores)) > 1:
+            return over_seeds(scores)
+        found = [record.metrics[metric] for _, record in self.records.values()]
+        bounds = [(one.low, one.high) for one in found if one.low is not None]
+        return (min(low for low, _ in bounds), max(high for _, high in bounds)) if bounds else None
+
+    @property
+    def told(self) -> str:
+        return ", ".join(f"{_short(key)} {value}" for key, value in self.setting.items())
+
+
+def over_seeds(scores: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of the mean of at least two scores between 0 and 1, the unit of chance being the training."""
+    from scipy.special import stdtrit
+
+    half = float(stdtrit(len(scores) - 1, 0.975)) * stdev(scores) / math.sqrt(len(scores))
+    mean = fmean(scores)
+    return max(0.0, mean - half), min(1.0, mean + half)
+
+
+def lines(experiment: Experiment, runs: Sequence[Run], archive: Archive, paper: PaperFigure | None) -> list[Line]:
+    """The rows in the order of the experiment, with the published number of the same method, task and setting."""
+    made: dict[Any, Line] = {}
+    for run in runs:
+        line = made.setdefault(run.row, Line(run.name, dict(run.setting), [], {}))
+        line.seeds.append(run.seed)
+        if found := archive.find(run):
+            line.records[run.seed] = found
+        if line.paper is None and paper is not None:
+            line.paper = next((row for row in paper.rows if _is_of(row, run, experiment.metric)), None)
+    if experiment.report == "rows":
+        for key, line in list(made.items()):
+            if line.setting.get(_STEPS) == 0:
+                setting = tuple((name, value) for name, value in key[2] if name != _STEPS)
+                if trained := made.get((*key[:2], setting)):
+                    trained.without_steps = {seed: record for seed, (_, record) in line.records.items()}
+                    del made[key]
+    return list(made.values())
+
+
+def _is_of(row: PaperRow, run: Run, metric: str) -> bool:
+    return (row.method, row.task, row.metric, row.setting) == (run.name, run.paper_task, metric, run.setting)
+
+
+def _short(key: str) -> str:
+    return {"evaluation_inner_steps": "K", "memory_vectors": "m"}.get(key, key)
+
+
+def _number(value: float | None, digits: int = 3, sign: bool = False) -> str:
+    return NOTHING if value is None else f"{value:{'+' if sign else ''}.{digits}f}"
+
+
+def _with(value: float | None, interval: tuple[float | None, float | None] | None) -> str:
+    if value is None or interval is None or interval[0] is None:
+        return _number(value)
+    return f"{value:.3f} [{interval[0]:.2f}, {interval[1]:.2f}]"
+
+
+def _grid(headers: Iterable[str], rows: Iterable[Sequence[str]], left: int = 2) -> Table:
+    grid = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), collapse_padding=True)
+    for index, header in enumerate(headers):
+        grid.add_column(Text(header), justify="left" if index < left else "right", overflow="fold")
+    for row in rows:
+        grid.add_row(*(Text(cell) for cell in row))
+    return grid
+
+
+def rows_report(table: Sequence[Line], metric: str, solved_at: float) -> "RenderableType":
+    """Means beside the paper's, then every seed with its controls."""
+    compared, seeds = [], []
+    for line in table:
+        scores = line.scores(metric)
+        mean = fmean(scores.values()) if scores else None
+        paper = line.paper
+        published = NOTHING if paper is None else _with(paper.value, (paper.low, paper.high))
+        difference = None if paper is None or paper.value is None or mean is None else mean - paper.value
+        ours = _with(mean, line.interval(metric)) if scores else "missing"
+        compared.append([line.name, line.told, ours, published, _number(difference, 3, sign=True)])
+        swaps = [record.swap_test for _, record in line.records.values()]
+        each = " ".join(f"{scores[seed]:.2f}" if seed in scores else "missing" for seed in line.seeds)
+        solved = f"{sum(score >= solved_at for score in scores.values())}/{len(scores)}" if scores else NOTHING
+        without = [record.metrics[metric].value for record in line.without_steps.values()]
+        seeds.append(
+            [
+                line.name,
+                line.told,
+                each,
+                solved,
+                _mean(without),
+                _mean([swap.swapped_score for swap in swaps]),
+                _mean([swap.random_score for swap in swaps]),
+            ]
+        )
+    return Group(
+        _grid(["method", "setting", "ours [95 %]", "paper [± sd]", "difference"], compared),
+        Text(""),
+        _grid(["method", "setting", "each seed", f"≥ {solved_at:g}", "K = 0", "foreign", "random"], seeds),
+        Text("K = 0: no step of WRITE. foreign, random: exact match from another context's, or a random state."),
+    )
+
+
+def _mean(values: Iterable[float | None], digits: int = 2) -> str:
+    known = [value for value in values if value is not None]
+    return _number(fmean(known) if known else None, digits)
+
+
+def heat_map(table: Sequence[Line]) -> dict[tuple[str, str], dict[int, Line]]:
+    """Rows of one training by K at evaluation: (method, setting without K) -> K -> line."""
+    found: dict[tuple[str, str], dict[int, Line]] = {}
+    for line in table:
+        rest = Line(line.name, {key: value for key, value in line.setting.items() if key != _STEPS}, [], {})
+        if _STEPS in line.setting:
+            found.setdefault((line.name, rest.told), {})[line.setting[_STEPS]] = line
+    return found
+
+
+def heat_map_report(table: Sequence[Line], metric: str) -> "RenderableType":
+    """One block a training: its seeds, their mean and the paper's, against K at evaluation."""
+    parts: list[RenderableType] = []
+    for (name, setting), by_steps in heat_map(table).items():
+        steps = sorted(by_steps)
+        seeds = dict.fromkeys(seed for line in by_steps.values() for seed in line.seeds)
+        scores = {step: by_steps[step].scores(metric) for step in steps}
+        means = {step: fmean(one.values()) if one else None for step, one in scores.items()}
+        paper = {step: by_steps[step].paper and by_steps[step].paper.value for step in steps}
+        rows = [[f"seed {seed}", *(_number(scores[step].get(seed), 2) for step in steps)] for seed in seeds]
+        if len(seeds) > 1:
+            rows.append(["mean", *(_number(means[step], 2) for step in steps)])
+        rows.append(["paper", *(_number(paper[step], 2) for step in steps)])
+        gap = [
+            NOTHING if means[step] is None or paper[step] is None else f"{means[step] - paper[step]:+.2f}"
+            for step in steps
+        ]
+        swaps = [record.swap_test for line in by_steps.values() for _, record in line.records.values()]
+        rows.append(["difference", *gap])
+        rows.append(["foreign", *(_mean(s.swap_test.swapped_score for s in _all(by_steps[step])) for step in steps)])
+        if any(swap.random_score is not None for swap in swaps):
+            random = (_mean(s.swap_test.random_score for s in _all(by_steps[step])) for step in steps)
+            rows.append(["random", *random])
+        parts += [Text(f"{name}, {setting}".rstrip(", "), style="bold"), _grid(["K =", *map(str, steps)], rows, left=1)]
+        parts.append(Text(""))
+    return Group(*parts)
+
+
+def _all(line: Line) -> list["RunRecord"]:
+    return [record for _, record in line.records.values()]
+
+
+def parts_of(line: Line) -> dict[int, dict[str, float]]:
+    """Seed -> part of the context -> nats per token, where they were measured."""
+    files = {seed: path.parent / PARTS_FILE for seed, (path, _) in line.records.items()}
+    return {
+        seed: json.loads(file.read_text(encoding="utf-8"))["nats_per_token"]
+        for seed, file in files.items()
+        if file.exists()
+    }
+
+
+def losses_report(table: Sequence[Line], metric: str) -> "RenderableType":
+    """Exact match beside the reconstruction loss of keys, values and marks, seed by seed."""
+    rows = []
+    for (name, setting), by_steps in heat_map(table).items():
+        for step in sorted(by_steps):
+            line = by_steps[step]
+            scores, parts = line.scores(metric), parts_of(line)
+            for seed in line.seeds:
+                found = parts.get(seed, {})
+                nats = (_number(found.get(part), 3) for part in ("keys", "values", "marks"))
+                rows.append([name, f"{setting}, seed {seed}", str(step), _number(scores.get(seed)), *nats])
+    return _grid(["method", "setting", "K", "exact match", "keys", "values", "marks"], rows)
+
+
+def performance_report(folders: Iterable[Path], paper: PaperFigure | None) -> "RenderableType":
+    """The engines' records, and what the paper says of its own."""
+    parts: list[RenderableType] = []
+    for path in (path for folder in folders for path in sorted(folder.glob("meta_gradient-*.json"))):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if "K" not in record["rows"][0]:
+            # From a benchmark before the present one.
+            continue
+        unit = "pairs" if record["model"] == "kv" else "tokens"
+        told = f"{record['model']} · {record['machine']['device']} · batch {record['batch']} · {path.name}"
+        rows = [
+            [
+                str(row[unit]),
+                str(row["K"]),
+                row["variant"],
+                _number(row["seconds"]),
+                _number(row["time_ratio"], 2),
+                _number(row["bytes"] / 2**30, 2),
+                _number(row["memory_ratio"], 2),
+            ]
+            for row in record["rows"]
+        ]
+        headers = [unit, "K", "engine", "s a step", "ratio", "peak GiB", "ratio"]
+        parts += [Text(told, style="bold"), _grid(headers, rows, left=3), Text("")]
+    if not parts:
+        parts.append(Text("missing: no record of benchmarks/meta_gradient.py is here."))
+    if paper is not None:
+        rows = [[row.method, Line("", row.setting, [], {}).told, row.metric, f"{row.value:g}"] for row in paper.rows]
+        parts.append(_grid(["paper", "setting", "metric", "value"], rows, left=3))
+    return Group(*parts)
+
+
+def _published_alone(table: Sequence[Line], paper: PaperFigure | None) -> list[str]:
+    """The published numbers that stand beside nothing, one text a method, task and metric."""
+    if paper is None:
+        return []
+    beside = [line.paper for line in table if line.paper is not None]
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for row in paper.rows:
+        if row not in beside and row.value is not None:
+            setting = Line("", row.setting, [], {}).told
+            told = f"{setting + ': ' if setting else ''}{row.value:.4g}"
+            found.setdefault((row.method, row.task, row.metric), []).append(told)
+    return [
+        f"{method}, {task}, {metric.replace('_', ' ')}: {'; '.join(told)}"
+        for (method, task, metric), told in found.items()
+    ]
+
+
+def report(
+    experiment: Experiment,
+    scale_name: str,
+    scale: Scale,
+    table: Sequence[Line],
+    paper: PaperFigure | None,
+    reasons: Mapping[str, int],
+    performance: Iterable[Path],
+) -> "RenderableType":
+    """The whole answer to one figure.
+
+    Args:
+        reasons: why runs could not be made, each with how many they are.
+        performance: folders with the engines' records.
+    """
+    metric = experiment.metric
+    title = Text(f"{experiment.figure} · {experiment.title} · scale {scale_name}", style="bold")
+    body: RenderableType
+    if experiment.report == "performance":
+        body = performance_report(performance, paper)
+    elif experiment.report == "heat_map":
+        body = heat_map_report(table, metric)
+    elif experiment.report == "losses":
+        body = losses_report(table, metric)
+    else:
+        body = rows_report(table, metric, scale.solved_at)
+    absent = sum(len(line.seeds) - len(line.records) for line in table)
+    notes = [scale.about, *experiment.notes]
+    if table:
+        notes.insert(0, f"{metric.replace('_', ' ')}; {len(table)} settings, {absent} of their runs missing.")
+    notes += [f"missing ({count}): {reason}" for reason, count in reasons.items()]
+    if paper is not None:
+        notes.append(f"Paper: {paper.source}.")
+    if experiment.report != "performance":
+        notes += [f"published, and not run at this scale: {text}" for text in _published_alone(table, paper)]
+    return Group(title, Text(""), body, Text(""), *(Text(note, style="dim") for note in notes))

@@ -1,0 +1,144 @@
+"""`gradmem-bench reproduce`: a paper's figure or table, ours beside the published one."""
+
+from collections import Counter
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gradmem_bench.errors import UserError
+from gradmem_bench.options import Device, RunDevice
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from gradmem_bench.reproduction import Archive, Experiment, Run, Scale
+
+
+class ScaleName(StrEnum):
+    tiny = "tiny"
+    small = "small"
+    paper = "paper"
+
+
+def reproduce(
+    figure: Annotated[
+        str,
+        typer.Argument(
+            help="fig3, fig4 (fig4a, fig4b), fig5, tables (babi, squad, question, reconstruction), or the path of an "
+            "experiment's YAML."
+        ),
+    ],
+    scale: Annotated[
+        ScaleName, typer.Option(help="tiny: minutes on two cores; small: an hour or two; paper: its own size.")
+    ] = ScaleName.tiny,
+    output: Annotated[Path, typer.Option(help="Where runs are kept, and ours is put beside the paper's.")] = Path(
+        "runs/reproduce"
+    ),
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the runs, which are there, and what the others will take.")
+    ] = False,
+    device: RunDevice = Device.auto,
+) -> None:
+    """Run what is missing of a paper's figure, and show ours beside the paper's with the difference.
+
+    [dim]gradmem-bench reproduce fig3 --scale tiny[/]
+    """
+    from gradmem_bench.reproduction import experiments, scale_of
+
+    wanted = [(one, scale_of(one, scale)) for one in experiments(figure)]
+    from rich.console import Console
+
+    from gradmem_bench.reproduction import Archive
+    from gradmem_bench.results import find_records
+
+    console = Console()
+    archive = Archive(find_records([output]) if output.exists() else {})
+    if dry_run:
+        for experiment, size in wanted:
+            _list(console, experiment, scale, size, archive)
+        return
+    for experiment, size in wanted:
+        _answer(console, experiment, scale, size, archive, output, _torch_device(device))
+
+
+def _torch_device(device: Device) -> str:
+    import torch
+
+    available = torch.cuda.is_available()
+    if device == Device.cuda and not available:
+        raise UserError("--device cuda: this machine's torch sees no GPU; take --device cpu.")
+    return "cuda" if device != Device.cpu and available else "cpu"
+
+
+def _answer(
+    console: "Console",
+    experiment: "Experiment",
+    name: str,
+    scale: "Scale",
+    archive: "Archive",
+    output: Path,
+    device: str,
+) -> None:
+    from gradmem_bench.registry import recipe_folder
+    from gradmem_bench.reporting.progress import RunDisplay
+    from gradmem_bench.reporting.reproduction_pictures import draw
+    from gradmem_bench.reporting.reproductions import lines, report
+    from gradmem_bench.reproducing import Maker, benchmark
+    from gradmem_bench.reproduction import expand, missing, paper_figure
+
+    maker = Maker(output, archive, device, RunDisplay(console))
+    runs = expand(scale)
+    maker.make(missing(runs, archive))
+    if experiment.report == "losses":
+        maker.measure_parts(runs)
+    reasons = Counter(maker.reasons) | Counter(benchmark(scale, output / "performance", device))
+    paper = paper_figure(experiment.paper or experiment.figure)
+    table = lines(experiment, runs, archive, paper)
+    performance = [recipe_folder("paper").parent / "performance", output / "performance"]
+    shown = report(experiment, name, scale, table, paper, reasons, performance)
+    console.print()
+    console.print(shown)
+    output.mkdir(parents=True, exist_ok=True)
+    stem = output / f"{experiment.figure}-{name}"
+    with stem.with_suffix(".txt").open("w", encoding="utf-8") as file:
+        type(console)(file=file, width=80).print(shown)
+    pictures = draw(experiment, table, stem)
+    console.print(f"\n{', '.join(str(path) for path in [stem.with_suffix('.txt'), *pictures])}", style="dim")
+
+
+def _list(console: "Console", experiment: "Experiment", name: str, scale: "Scale", archive: "Archive") -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from gradmem_bench.reproduction import estimated_seconds, expand, missing
+
+    runs = expand(scale)
+    absent = missing(runs, archive)
+    console.print(Text(f"{experiment.figure} · {experiment.title} · scale {name}", style="bold"))
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
+    for header in ("name", "task", "setting", "seeds", "starts from", "trainings", "evaluations"):
+        table.add_column(header, overflow="fold")
+    rows: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:
+        told = {key: value for key, value in run.setting.items() if key not in run.evaluation}
+        start = "" if run.start is None else f"{run.start.name} {' '.join(map(str, run.start.setting.values()))}"
+        setting = ", ".join(f"{key} {value}" for key, value in told.items())
+        rows.setdefault((run.name, run.task, setting, start), []).append(run)
+    for (label, task, setting, start), own in rows.items():
+        seeds = " ".join(map(str, dict.fromkeys(run.seed for run in own)))
+        to_train = len({run.training for run in own} - {run.training for run in own if run not in absent})
+        there = len(own) - sum(run in absent for run in own)
+        steps = own[0].settings.get("training.steps")
+        trainings = f"{to_train} of {steps} steps" if to_train and steps else str(to_train)
+        evaluations = f"{len(own)}, {there} there" if there else str(len(own))
+        table.add_row(*map(Text, (label, task, setting, seeds, start, trainings, evaluations)))
+    for arguments in scale.benchmark:
+        table.add_row("meta_gradient.py", "", Text(" ".join(arguments)))
+    console.print(table)
+    seconds, unknown = estimated_seconds(absent)
+    note = f", and {unknown} trainings whose time was not measured" if unknown else ""
+    console.print(f"{len(absent)} of {len(runs)} runs to make: about {seconds / 60:.0f} min{note}.")
+    console.print(Text(scale.about, style="dim"))
+    console.print()

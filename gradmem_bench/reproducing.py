@@ -1,0 +1,132 @@
+"""Making what is missing of a figure: run after run, each from the checkpoint that its recipe names."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from gradmem_bench.checkpoints import METHOD_FILE
+from gradmem_bench.errors import UserError
+from gradmem_bench.experiment import Known, Options, Plan
+from gradmem_bench.experiment import resolve as resolve_plan
+from gradmem_bench.loading import load_backbone
+from gradmem_bench.reconstruction import PARTS_FILE, write_parts
+from gradmem_bench.registry import resolve
+from gradmem_bench.reporting.progress import RunDisplay
+from gradmem_bench.reproduction import Archive, Run, Scale
+from gradmem_bench.running import perform
+
+
+class Maker:
+    """Makes runs into one folder.
+
+    Args:
+        output: where runs are kept.
+        archive: what is there already; each new record is added to it.
+        device: `cpu` or `cuda`.
+
+    Attributes:
+        reasons: why runs could not be made, one entry a run.
+    """
+
+    def __init__(self, output: Path, archive: Archive, device: str, display: RunDisplay) -> None:
+        self.output, self.archive, self.device, self.display = output, archive, device, display
+        self.reasons: list[str] = []
+        self._known = Known()
+        self._unreadable: dict[tuple[str, str], str] = {}
+
+    def make(self, runs: Sequence[Run]) -> None:
+        """Makes runs in their order; one that cannot be made has its reason noted, and the others go on."""
+        for number, run in enumerate(runs, start=1):
+            try:
+                plan = self.plan(run)
+                self.display.begin(plan, number, len(runs))
+                told = ", ".join(f"{key} {value}" for key, value in run.setting.items())
+                self.display.note(f"{run.name} · {told + ' · ' if told else ''}seed {run.seed}")
+                record = perform(plan, self.output, self.display)
+            except UserError as error:
+                self.reasons.append(str(error))
+                self.display.note(f"missing: {error}")
+                continue
+            self.archive.records[plan.folder(self.output) / "run.json"] = record
+
+    def plan(self, run: Run) -> Plan:
+        """The run as `gradmem-bench run` would plan it.
+
+        Raises:
+            UserError: a name or a setting is wrong, data or weights are not to be had, or the run that it starts from
+                is missing or has left no checkpoint.
+        """
+        load = None
+        if run.start is not None:
+            found = self.archive.find(run.start)
+            load = found and found[0].parent
+            if load is None or not (load / METHOD_FILE).exists():
+                raise UserError(
+                    f"{run.name} starts from a checkpoint of {run.start.name} that is not here; make that run with the "
+                    "same --output."
+                )
+        options = Options(
+            backbone=run.backbone,
+            settings=run.assignments(),
+            methods=(run.method,),
+            load=load,
+            limit=run.limit,
+            seed=run.seed,
+            device=self.device,
+            dtype=run.dtype,
+        )
+        method, task = resolve("method", run.method), resolve("task", run.task)
+        # A hub that does not answer is asked once, and not for every run.
+        asked = run.task, run.backbone or ""
+        if asked in self._unreadable:
+            raise UserError(self._unreadable[asked])
+        try:
+            return resolve_plan(method, task, options, self._known)
+        except UserError as error:
+            if "hub" in str(error):
+                self._unreadable[asked] = str(error)
+            raise
+
+    def measure_parts(self, runs: Sequence[Run]) -> None:
+        """Measures what the reconstruction loss of each run is made of, where its checkpoint is here."""
+        for run in runs:
+            found = self.archive.find(run)
+            if found is None:
+                continue
+            folder = found[0].parent
+            if (folder / PARTS_FILE).exists() or not (folder / METHOD_FILE).exists():
+                continue
+            plan = self.plan(run)
+            backbone = load_backbone(plan.backbone, plan.task.tokenizer(), self.device, run.seed)
+            method = plan.method_class(backbone, plan.parameters).to(self.device)
+            with self.display.working(f"reconstruction of {run.name}"):
+                write_parts(method, plan.task, folder, run.limit)
+
+
+def benchmark(scale: Scale, output: Path, device: str) -> dict[str, int]:
+    """Runs benchmarks/meta_gradient.py as the scale says, where there is no record of the same command.
+
+    Returns:
+        Why calls could not be made, each with how many they are.
+    """
+    checkout, script = Path(__file__).parents[1], "benchmarks/meta_gradient.py"
+    if not (checkout / script).exists():
+        return {f"{script} is in a checkout of gradmem-bench alone": len(scale.benchmark)} if scale.benchmark else {}
+    reasons: dict[str, int] = {}
+    made = [json.loads(path.read_text(encoding="utf-8"))["command"] for path in output.glob("meta_gradient-*.json")]
+    # From the checkout, so that no record names this machine's folders.
+    where = os.path.relpath(output, checkout)
+    paths = [str(checkout), *filter(None, [os.environ.get("PYTHONPATH")])]
+    for arguments in scale.benchmark:
+        if any(command[2 : 2 + len(arguments)] == arguments for command in made):
+            continue
+        command = [sys.executable, script, *arguments, "--device", device, "--output", where]
+        variables = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+        done = subprocess.run(command, env=variables, cwd=checkout, check=False)
+        if done.returncode:
+            reason = f"{script} {' '.join(arguments)} ended with {done.returncode}"
+            reasons[reason] = reasons.get(reason, 0) + 1
+    return reasons

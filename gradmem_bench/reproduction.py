@@ -1,0 +1,381 @@
+"""A paper's figures and tables: its numbers as data, its experiments as lists of runs, and the runs that are missing.
+
+An experiment (`experiments/NAME.yaml`) says, for each scale, which methods run with which settings; what an axis lists
+is run for every value. A run that a record already answers for is not made again, one that differs in the evaluation
+alone is not trained again, and one that starts from another's checkpoint waits for it.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from gradmem_bench.config import StrictModel, load_yaml, merge, parse_assignments, validated
+from gradmem_bench.errors import UserError, did_you_mean
+from gradmem_bench.registry import recipe_folder
+
+if TYPE_CHECKING:
+    from gradmem_bench.results import RunRecord
+
+SCALES = ("tiny", "small", "paper")
+Settings = dict[str, Any]
+"""Dotted keys as `--set` takes them: a parameter of the method, or `task.`, `training.` or `backbone.` and a key."""
+
+# ---------------------------------------------------------------------------------------- the paper's
+
+
+class PaperRow(StrictModel):
+    """One number as it was published."""
+
+    method: str
+    task: str
+    setting: dict[str, Any] = {}
+    """What tells the row from others of its method and task, for example `{pairs: 16}`."""
+    metric: str
+    """As in gradmem_bench/metrics.py, or the source's own."""
+    value: float | None
+    low: float | None = None
+    """Value less the published deviation; the metric's bounds are kept."""
+    high: float | None = None
+    n: int | None = None
+    """Queries that were asked in each run."""
+    seeds: int | None = None
+    source: str
+    note: str = ""
+
+
+class PaperFigure(StrictModel):
+    """The numbers of one figure or table."""
+
+    figure: str
+    title: str
+    source: str
+    rows: list[PaperRow]
+
+
+def paper_figure(name: str) -> PaperFigure | None:
+    """The published numbers of a figure; `None` where nothing of that name was published."""
+    path = recipe_folder("paper") / f"{name}.yaml"
+    return validated(PaperFigure, load_yaml(path), str(path)) if path.is_file() else None
+
+
+# ---------------------------------------------------------------------------------------- experiments
+
+
+class Start(StrictModel):
+    """Which runs of a group start from which checkpoint."""
+
+    of: Settings = {}
+    """Values of the axes; a run with all of them starts from the checkpoint."""
+    name: str | None = None
+    """The group that the checkpoint is of; `None` is the run's own."""
+    at: Settings = {}
+    """Values of that group's axes; for the others the run's own are taken, and its seed."""
+
+
+class Group(StrictModel):
+    """Runs of one method."""
+
+    name: str
+    """The row in the table; the published row of this method and setting stands beside it."""
+    method: str
+    task: str | None = None
+    """In place of the scale's."""
+    paper_task: str | None = None
+    """The task of the published row, where the scale runs another in its place."""
+    backbone: str | None = None
+    settings: Settings = {}
+    axes: dict[str, list[Any]] = {}
+    """Dotted keys, each with the values it takes; every combination is trained."""
+    evaluate: dict[str, list[Any]] = {}
+    """The same for parameters of the evaluation alone; `null` is as trained. They share one training."""
+    seeds: tuple[int, ...] | None = None
+    limit: int | None = None
+    start: list[Start] = []
+    seconds: float | None = None
+    """What one training with its evaluations took where the scale says; `None` was not measured."""
+
+
+class Scale(StrictModel):
+    """An experiment at one size."""
+
+    about: str
+    """What differs from the paper, and where the seconds were measured."""
+    task: str = ""
+    paper_task: str | None = None
+    backbone: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    limit: int | None = None
+    seeds: tuple[int, ...] = (0,)
+    solved_at: float = 0.9
+    """The score from which on a seed counts as a success."""
+    settings: Settings = {}
+    """Of every run; a group's own come over them."""
+    runs: list[Group] = []
+    benchmark: list[list[str]] = []
+    """Arguments of benchmarks/meta_gradient.py, one list a call."""
+
+
+class Experiment(StrictModel):
+    """How a figure is made."""
+
+    figure: str
+    title: str
+    paper: str | None = None
+    """Name of the published numbers; `None` is the figure's own."""
+    metric: str = "teacher_forced_exact_match"
+    report: Literal["rows", "heat_map", "losses", "performance"] = "rows"
+    notes: list[str] = []
+    """What was put right beside the published comparison, and what to read with care."""
+    scales: dict[Literal["tiny", "small", "paper"], Scale] = Field(min_length=1)
+
+
+class FigureGroup(StrictModel):
+    """Several figures under one name."""
+
+    group: str
+    figures: list[str]
+
+
+def experiments(name: str) -> list[Experiment]:
+    """The experiments that a name, or the path of a YAML file, stands for: one, or a group's.
+
+    Raises:
+        UserError: there is none of this name, or its file is broken.
+    """
+    folder = recipe_folder("experiment")
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    path = Path(name) if Path(name).suffix in (".yaml", ".yml") else folder / f"{name}.yaml"
+    if path.parent == folder and name not in known:
+        raise UserError(
+            f"There is no figure '{name}' to reproduce, only {', '.join(known)}.{did_you_mean(name, known)}"
+        )
+    values = load_yaml(path)
+    if "group" in values:
+        return [one for figure in validated(FigureGroup, values, str(path)).figures for one in experiments(figure)]
+    return [validated(Experiment, values, str(path))]
+
+
+def scale_of(experiment: Experiment, name: str) -> Scale:
+    if name not in experiment.scales:
+        raise UserError(f"{experiment.figure} has no scale '{name}', only {', '.join(experiment.scales)}.")
+    return experiment.scales[name]
+
+
+# ----------------------------------------------------------------------------------------------- runs
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training and evaluation, or another evaluation of that training."""
+
+    name: str
+    method: str
+    task: str
+    paper_task: str
+    backbone: str | None
+    dtype: str
+    limit: int | None
+    seed: int
+    settings: Settings
+    """The group's axes and evaluation included."""
+    setting: Settings
+    """What tells it from others of its name: axes and evaluation, without the name of their section."""
+    evaluation: Settings
+    start: "Run | None"
+    seconds: float | None
+
+    @property
+    def row(self) -> tuple[Any, ...]:
+        """What runs that differ in nothing but the seed have in common."""
+        return self.name, self.paper_task, tuple(self.setting.items())
+
+    @property
+    def training(self) -> tuple[Any, ...]:
+        """What runs of one training have in common."""
+        key = [self.task, self.method, self.backbone, self.dtype, self.limit, self.seed]
+        trained = {name: value for name, value in self.settings.items() if name not in self.evaluation}
+        return (*key, repr(sorted(trained.items())), self.start and self.start.training)
+
+    def assignments(self) -> tuple[str, ...]:
+        """The settings as `--set` takes them, a parameter under its method's name."""
+        import json
+
+        sections = ("task.", "training.", "backbone.")
+        return tuple(
+            f"{key if key.startswith(sections) else f'{self.method}.{key}'}={json.dumps(value)}"
+            for key, value in self.settings.items()
+        )
+
+
+def expand(scale: Scale) -> list[Run]:
+    """All runs of a scale, each after the one that it starts from.
+
+    Raises:
+        UserError: a run starts from one that the scale does not have.
+    """
+    listed = {
+        (group.name, group.task, *key): (group, *key) for group in scale.runs for key in _combinations(group, scale)
+    }
+    made: dict[tuple[Any, ...], Run] = {}
+
+    def make(key: tuple[Any, ...]) -> Run:
+        if key in made:
+            return made[key]
+        group, axes, evaluation, seed = listed[key]
+        start = None
+        for rule in group.start:
+            if rule.of.items() <= dict(axes).items():
+                other = rule.name or group.name
+                start_axes = tuple((name, rule.at.get(name, dict(axes).get(name))) for name in _axes(other, scale))
+                wanted = (other, group.task, start_axes, (), seed)
+                if wanted not in listed:
+                    raise UserError(
+                        f"{group.name} at {dict(axes)} starts from {other} at {dict(start_axes)}, seed {seed}, which "
+                        "is no run of this scale."
+                    )
+                start = make(wanted)
+        task = group.task or scale.task
+        told = dict(axes) | dict(evaluation)
+        made[key] = Run(
+            name=group.name,
+            method=group.method,
+            task=task,
+            paper_task=group.paper_task or scale.paper_task or task,
+            backbone=group.backbone or scale.backbone,
+            dtype=scale.dtype,
+            limit=group.limit or scale.limit,
+            seed=seed,
+            settings=scale.settings | group.settings | told,
+            setting={name.rpartition(".")[2]: value for name, value in told.items()},
+            evaluation=dict(evaluation),
+            start=start,
+            seconds=group.seconds,
+        )
+        return made[key]
+
+    for key in listed:
+        make(key)
+    return list(made.values())
+
+
+def _combinations(group: Group, scale: Scale) -> Iterator[tuple[Any, ...]]:
+    for seed in group.seeds or scale.seeds:
+        for values in product(*group.axes.values()):
+            for asked in product(*group.evaluate.values()):
+                evaluation = zip(group.evaluate, asked, strict=True)
+                yield (
+                    tuple(zip(group.axes, values, strict=True)),
+                    tuple((name, value) for name, value in evaluation if value is not None),
+                    seed,
+                )
+
+
+def _axes(name: str, scale: Scale) -> Iterable[str]:
+    return next((group.axes for group in scale.runs if group.name == name), ())
+
+
+# -------------------------------------------------------------------------------- what is there already
+
+
+class Archive:
+    """Records by what they answer for.
+
+    A record answers for a run when all that the run sets, and the defaults of the rest, are in it; a setting that the
+    record is too old to know has to be at its default.
+    """
+
+    def __init__(self, records: Mapping[Path, "RunRecord"]) -> None:
+        self.records = dict(records)
+        self._expected: dict[tuple[Any, ...], dict[str, Any] | None] = {}
+
+    def find(self, run: Run) -> tuple[Path, "RunRecord"] | None:
+        """The record of a run and the file it is in."""
+        expected = self._of(run)
+        if expected is None:
+            return None
+        start = None
+        if run.start is not None:
+            before = self.find(run.start)
+            if before is None:
+                return None
+            start = f"{before[1].method.name}-{before[1].config_hash[:8]}/"
+        for path, record in self.records.items():
+            if record.task.name == expected["task"] and self._answers(record, run, expected, start):
+                return path, record
+        return None
+
+    @staticmethod
+    def _answers(record: "RunRecord", run: Run, expected: dict[str, Any], start: str | None) -> bool:
+        training = record.training
+        if training is None or training.seed != run.seed or record.task.limit != run.limit:
+            return False
+        if record.method.implementation != expected["class"] or record.backbone.name != expected["backbone"]:
+            return False
+        begun = training.initial_checkpoint
+        if (start is None) != (begun is None) or (start is not None and not begun.startswith(start)):
+            return False
+        return (
+            _agree(record.method.parameters, expected["parameters"], expected["parameter_defaults"])
+            and _agree(training.config, expected["training"], expected["training_defaults"])
+            and record.task.settings == expected["task_settings"]
+            and record.environment.dtype == run.dtype
+        )
+
+    def _of(self, run: Run) -> dict[str, Any] | None:
+        # Whatever the seed.
+        key = (run.method, run.task, run.backbone, repr(run.settings), repr(run.start and run.start.settings))
+        if key not in self._expected:
+            try:
+                self._expected[key] = expected_of(run)
+            except UserError:
+                # Nothing answers for a run that cannot be made; making it says why.
+                self._expected[key] = None
+        return self._expected[key]
+
+
+def _agree(found: Mapping[str, Any], expected: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
+    return all(found.get(key, defaults.get(key)) == value for key, value in expected.items())
+
+
+def expected_of(run: Run) -> dict[str, Any]:
+    """What a record of this run says of itself; raises UserError for a name or a setting that is wrong."""
+    from gradmem_bench.config import BackboneConfig, TrainingConfig
+    from gradmem_bench.registry import load_object, method_recipe, resolve
+    from gradmem_bench.tasks.declaration import load_task
+
+    entry = resolve("method", run.method)
+    recipe = method_recipe(entry)
+    kind = load_object(recipe.implementation, entry).Parameters
+    given = parse_assignments(list(run.assignments()))
+    started = parse_assignments(list(run.start.assignments())).get(run.start.method, {}) if run.start else {}
+    parameters = merge(merge(recipe.parameters, started), given.get(run.method, {}))
+    task = load_task(Path(resolve("task", run.task).target), given.get("task", {}))
+    training = merge(task.metadata.get("training", {}), merge(recipe.training, given.get("training", {})))
+    backbone = {"name": run.backbone} if run.backbone else task.metadata.get("backbone", {})
+    where = f"'{run.name}'"
+    return {
+        "class": recipe.implementation,
+        "parameters": validated(kind, parameters, where).model_dump(mode="json"),
+        "parameter_defaults": kind().model_dump(mode="json"),
+        "training": validated(TrainingConfig, training, where).model_dump(mode="json"),
+        "training_defaults": TrainingConfig().model_dump(mode="json"),
+        "task": task.name,
+        "task_settings": task.declaration.get(task.settings_key) or {},
+        "backbone": validated(BackboneConfig, merge(backbone, given.get("backbone", {})), where).name,
+    }
+
+
+def missing(runs: Sequence[Run], archive: Archive) -> list[Run]:
+    """The runs that no record answers for."""
+    return [run for run in runs if archive.find(run) is None]
+
+
+def estimated_seconds(runs: Sequence[Run]) -> tuple[float, int]:
+    """What the trainings of `runs` will take by the experiment's own measurements, and how many were not measured."""
+    trainings = {run.training: run.seconds for run in runs}
+    known = [seconds for seconds in trainings.values() if seconds is not None]
+    return sum(known), len(trainings) - len(known)

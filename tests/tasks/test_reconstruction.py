@@ -1,0 +1,36 @@
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+
+from gradmem_bench.tasks.declaration import load_task
+from gradmem_bench.tasks.reconstruction import dataset, passages, words_8
+
+TASKS = Path(__file__).parents[2] / "tasks"
+
+
+@pytest.mark.parametrize("settings", [{}, {"pairs": 3, "value_length": 2, "noise": 1.0}])
+def test_the_answer_is_the_context_and_fits_into_what_is_generated(settings):
+    task = load_task(TASKS / "kv_rebuild.yaml", settings)
+    tokenizer = task.tokenizer()
+    for document in task.documents("test")[:50]:
+        [query] = document.queries
+        [target] = query.targets
+        assert document.context == target + "|" and query.text == "|"
+        assert task.max_new_tokens == len(tokenizer(target).input_ids) + 1
+    assert task.source("test").rows == len(task.documents("test")) == 400
+    assert task.independent_values is None
+
+
+def test_other_programs_read_the_same_rows():
+    rows = dataset(pairs=2, key_length=1, value_length=1, alphabet=16, test_contexts=5)["test"]
+    documents = load_task(TASKS / "kv_rebuild.yaml", {"test_contexts": 5}).documents("test")
+    assert [row["context"] for row in rows] == [document.context for document in documents]
+    assert [row["targets"] for row in rows] == [list(document.queries[0].targets) for document in documents]
+
+
+def test_passages_are_whole_words_of_texts_that_have_as_many():
+    texts = ["", " = Rome = = = = = = = \n", "Rome fell in 476 .\n", "a b  c\td e f g h i j", "a b c d e f g h and on"]
+    found = words_8(Dataset.from_dict({"text": texts}))
+    assert found["context"] == ["a b c d e f g h"] and found["targets"] == [["a b c d e f g h"]]
+    assert passages(Dataset.from_dict({"text": texts}), 4)["context"] == ["Rome fell in 476", "a b c d"]

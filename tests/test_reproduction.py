@@ -1,0 +1,291 @@
+"""Figures from their experiments: which runs, in which order, from which checkpoint, and what is said of them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from commands import command, files
+
+from gradmem_bench.errors import UserError
+from gradmem_bench.metrics import METRICS
+from gradmem_bench.reconstruction import PARTS_FILE, token_parts
+from gradmem_bench.registry import recipe_folder
+from gradmem_bench.reporting.reproductions import over_seeds
+from gradmem_bench.reproduction import (
+    SCALES,
+    Archive,
+    Scale,
+    estimated_seconds,
+    expand,
+    expected_of,
+    experiments,
+    missing,
+    paper_figure,
+)
+from gradmem_bench.results import find_records
+from gradmem_bench.tasks.declaration import load_task
+
+FIGURES = ("fig3", "fig4a", "fig4b", "fig5", "babi", "squad", "question", "reconstruction")
+LATER = {"mamba", "armt"}
+"""Methods that a paper-scale experiment names and that may not be here."""
+
+EXPERIMENT = {
+    "figure": "smoke",
+    "title": "Two sizes from one another",
+    "paper": "fig3",
+    "report": "rows",
+    "scales": {
+        "tiny": {
+            "about": "For a test.",
+            "task": "kv_retrieval",
+            "backbone": "llama-1x32",
+            "limit": 8,
+            "settings": {
+                "task.key_length": 1,
+                "task.value_length": 1,
+                "task.alphabet": 8,
+                "training.steps": 4,
+                "training.evaluate_every": 2,
+                "training.batch_size": 4,
+                "training.validation_contexts": 8,
+            },
+            "runs": [
+                {
+                    "name": "GradMem K=1",
+                    "method": "gradmem",
+                    "settings": {"inner_steps": 1, "memory_vectors": 2},
+                    "axes": {"task.pairs": [4, 2]},
+                    "evaluate": {"evaluation_inner_steps": [None, 0]},
+                    "start": [{"of": {"task.pairs": 4}, "at": {"task.pairs": 2}}],
+                    "seconds": 60,
+                },
+                {"name": "no memory", "method": "no_memory", "axes": {"task.pairs": [4]}},
+                {"name": "RMT ×1", "method": "rtm", "axes": {"task.pairs": [4]}},
+            ],
+        }
+    },
+}
+
+
+def scale() -> Scale:
+    return Scale.model_validate(EXPERIMENT["scales"]["tiny"])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> tuple[Path, Path, str]:
+    """The experiment's file, where its runs are, and what was printed."""
+    folder = tmp_path_factory.mktemp("reproduce")
+    path = folder / "smoke.yaml"
+    path.write_text(yaml.dump(EXPERIMENT))
+    done = command("reproduce", path, "--output", folder / "runs")
+    assert (done.code, done.errors) == (0, "")
+    return path, folder / "runs", done.output
+
+
+# ------------------------------------------------------------------------------------ what is built in
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_experiment_names_what_there_is_and_has_numbers_beside_it(name):
+    [experiment] = experiments(name)
+    paper = paper_figure(experiment.paper or experiment.figure)
+    assert paper.figure == name and paper.rows
+    for size in experiment.scales.values():
+        runs = expand(size)
+        assert len({(run.row, run.seed) for run in runs}) == len(runs)
+        for position, run in enumerate(runs):
+            if run.start is not None:
+                assert run.start in runs[:position]
+            if run.method not in LATER and not run.evaluation and run.seed == runs[0].seed:
+                expected_of(run)
+
+
+def test_groups_stand_for_their_figures():
+    assert [one.figure for one in experiments("fig4")] == ["fig4a", "fig4b"]
+    assert [one.figure for one in experiments("tables")] == ["babi", "squad", "question", "reconstruction"]
+    with pytest.raises(UserError, match="no figure 'fig33' to reproduce, only .*Did you mean 'fig3'"):
+        experiments("fig33")
+
+
+@pytest.mark.parametrize("path", sorted(recipe_folder("paper").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_papers_numbers_are_whole(path):
+    figure = paper_figure(path.stem)
+    keys = [(row.method, row.task, tuple(row.setting.items()), row.metric) for row in figure.rows]
+    assert len(set(keys)) == len(keys)
+    for row in figure.rows:
+        assert row.source and (row.value is not None or row.note)
+        if row.low is not None:
+            assert row.low <= row.value <= row.high
+        if row.metric in METRICS and row.value is not None:
+            assert 0 <= row.value <= 1
+
+
+def test_a_few_of_the_papers_numbers_stand_where_they_belong():
+    found = {(row.method, row.setting.get("pairs")): row for row in paper_figure("fig3").rows}
+    last = found["GradMem K=5", 96]
+    assert (last.value, last.low, last.high, last.n, last.seeds) == (0.884, 0.861, 0.907, 5000, 3)
+    assert found["RMT ×1", 16].value == 0.455
+    steps = {
+        row.setting["evaluation_inner_steps"]: row.value
+        for row in paper_figure("fig4a").rows
+        if (row.method, row.setting["pairs"]) == ("GradMem K=2", 64) and len(row.setting) == 2
+    }
+    assert steps == {1: 0.318, 2: 0.728, 3: 0.815, 4: 0.899, 5: 0.899}
+    assert {row.value for row in paper_figure("squad").rows if row.method == "GradMem K=5"} == {0.549}
+
+
+def test_fig4_trains_what_fig3_trains():
+    for size in SCALES:
+        [figure], [steps] = experiments("fig3"), experiments("fig4a")
+        trained = {run.training for run in expand(figure.scales[size])}
+        assert {run.training for run in expand(steps.scales[size])} & trained, size
+    # At tiny nothing of fig4 is trained that fig3 did not.
+    assert {run.training for run in expand(steps.scales["tiny"])} <= {
+        run.training for run in expand(figure.scales["tiny"])
+    }
+
+
+# ----------------------------------------------------------------------------------------------- runs
+
+
+def test_runs_come_after_those_they_start_from_and_share_a_training():
+    runs = expand(scale())
+    told = [(run.name, run.setting, run.start and run.start.setting) for run in runs]
+    assert told == [
+        ("GradMem K=1", {"pairs": 2}, None),
+        ("GradMem K=1", {"pairs": 4}, {"pairs": 2}),
+        ("GradMem K=1", {"pairs": 4, "evaluation_inner_steps": 0}, {"pairs": 2}),
+        ("GradMem K=1", {"pairs": 2, "evaluation_inner_steps": 0}, None),
+        ("no memory", {"pairs": 4}, None),
+        ("RMT ×1", {"pairs": 4}, None),
+    ]
+    assert runs[0].training == runs[3].training != runs[1].training == runs[2].training
+    # Two trainings of a minute each; the times of the others were not measured.
+    assert estimated_seconds(runs) == (120, 2)
+    assert "gradmem.inner_steps=1" in runs[0].assignments() and "task.pairs=2" in runs[0].assignments()
+
+
+def test_a_start_that_no_run_has_is_refused():
+    broken = json.loads(json.dumps(EXPERIMENT["scales"]["tiny"]))
+    broken["runs"][0]["start"][0]["at"]["task.pairs"] = 3
+    with pytest.raises(UserError, match="starts from GradMem K=1 at {'task.pairs': 3}, seed 0, which is no run"):
+        expand(Scale.model_validate(broken))
+
+
+def test_a_figure_is_made_run_by_run(made):
+    _, output, _ = made
+    records = {path: record for path, record in find_records([output]).items()}
+    archive, runs = Archive(records), expand(scale())
+    assert len(records) == 5 and [run.name for run in missing(runs, archive)] == ["RMT ×1"]
+    found = [archive.find(run) for run in runs[:5]]
+    first, second, second_without, first_without, _ = (record for _, record in found)
+    assert [record.task.settings["pairs"] for record in (first, second)] == [2, 4]
+    # The second begins with the weights that the first ended with.
+    start = f"gradmem-{first.config_hash[:8]}/"
+    assert first.training.initial_checkpoint is None and second.training.initial_checkpoint.startswith(start)
+    assert second_without.method.parameters["evaluation_inner_steps"] == 0
+    weights = [path.parent / "method.safetensors" for path, _ in found]
+    assert weights[0].samefile(weights[3]) and weights[1].samefile(weights[2]) and not weights[0].samefile(weights[1])
+    # No step, no context: all memories are the same.
+    assert first_without.swap_test.own_score == first_without.swap_test.swapped_score
+    assert first.swap_test.random_score is not None
+
+
+def test_what_is_shown_fits_80_columns_and_says_what_is_missing(made):
+    _, output, printed = made
+    text = (output / "smoke-tiny.txt").read_text()
+    assert text in printed and max(map(len, text.splitlines())) <= 80
+    compared = text.split("each seed")[0]
+    [row] = [line for line in compared.splitlines() if line.startswith("GradMem K=1  pairs 4")]
+    score = next(
+        record.metrics["teacher_forced_exact_match"].value
+        for record in find_records([output]).values()
+        if record.task.settings["pairs"] == 4 and record.method.parameters.get("evaluation_inner_steps", 0) is None
+    )
+    assert f"{score:.3f} [" in row and "1.000 [1.00, 1.00]" in row and row.endswith(f"{score - 1:+.3f}")
+    assert "RMT ×1       pairs 4             missing" in text
+    assert "missing (1): There is no method 'rtm'" in text and "'rmt'" in text
+    assert (output / "smoke-tiny.png").exists() and (output / "smoke-tiny.svg").exists()
+
+
+def test_what_is_there_is_not_made_again(made):
+    path, output, _ = made
+    before = {file: what for file, what in files(output).items() if file.parent != output}
+    again = command("reproduce", path, "--output", output)
+    assert {file: what for file, what in files(output).items() if file.parent != output} == before
+    assert (again.code, "· loss" in again.output) == (0, False)
+    told = command("reproduce", path, "--output", output, "--dry-run").output
+    assert "1 of 6 runs to make: about 0 min, and 1 trainings whose time was not measured." in " ".join(told.split())
+
+
+def test_a_record_answers_for_no_other_run(made):
+    _, output, _ = made
+    archive = Archive(find_records([output]))
+    for group, change in {
+        0: {"settings": {"inner_steps": 1, "memory_vectors": 3}},
+        1: {"settings": {"training.steps": 5}},
+    }.items():
+        other = json.loads(json.dumps(EXPERIMENT["scales"]["tiny"]))
+        other["runs"] = [other["runs"][group] | change]
+        assert archive.find(expand(Scale.model_validate(other))[0]) is None
+    other = EXPERIMENT["scales"]["tiny"] | {"seeds": [1]}
+    assert archive.find(expand(Scale.model_validate(other))[0]) is None
+    assert archive.find(expand(scale())[0]) is not None
+
+
+def test_a_run_is_missing_where_the_checkpoint_is_that_it_starts_from(made, tmp_path):
+    path, output, _ = made
+    file, _ = Archive(find_records([output])).find(expand(scale())[0])
+    published = tmp_path / "kv_retrieval" / file.parent.name
+    published.mkdir(parents=True)
+    (published / "run.json").write_bytes(file.read_bytes())
+    done = command("reproduce", path, "--output", tmp_path)
+    assert (done.code, done.errors) == (0, "")
+    shown = " ".join(done.output.split())
+    assert "missing (2): GradMem K=1 starts from a checkpoint of GradMem K=1 that is not here" in shown
+
+
+# -------------------------------------------------------------------------------- fig4 and statistics
+
+
+def test_keys_values_and_marks_are_told_apart():
+    task = load_task(recipe_folder("task") / "kv_retrieval.yaml", {"pairs": 2, "key_length": 1})
+    context = task.documents("test")[0].context
+    parts = token_parts(task, len(context))
+    for text, part in zip(context, parts, strict=True):
+        assert (text in "!:|") == (part == "marks")
+    assert [context[index] for index, part in enumerate(parts) if part == "keys"] == [context[1], context[7]]
+    with pytest.raises(UserError, match="has 14 tokens and not 13"):
+        token_parts(task, 14)
+
+
+def test_losses_are_measured_for_each_number_of_steps(tmp_path):
+    experiment = json.loads(json.dumps(EXPERIMENT)) | {"report": "losses", "figure": "losses"}
+    [group, *_] = experiment["scales"]["tiny"]["runs"]
+    group |= {"axes": {"task.pairs": [2]}, "start": [], "evaluate": {"evaluation_inner_steps": [1, 0, 3]}}
+    group["settings"]["inner_learning_rate"] = 0.1
+    experiment["scales"]["tiny"]["runs"] = [group]
+    path = tmp_path / "losses.yaml"
+    path.write_text(yaml.dump(experiment))
+    done = command("reproduce", path, "--output", tmp_path / "runs")
+    assert (done.code, done.errors) == (0, "")
+    records = find_records([tmp_path / "runs"])
+    totals = {}
+    for file, record in records.items():
+        parts = json.loads((file.parent / PARTS_FILE).read_text())["nats_per_token"]
+        # Two pairs `!k:v!` and `|`: 2 keys, 2 values and 7 marks of 11 tokens make the mean in the record.
+        mean = (2 * parts["keys"] + 2 * parts["values"] + 7 * parts["marks"]) / 11
+        assert mean == pytest.approx(record.metrics["reconstruction_nats_per_token"].value, rel=1e-4)
+        totals[record.method.parameters["evaluation_inner_steps"]] = mean
+    # Descent goes down.
+    assert totals[0] > totals[1] > totals[3]
+    rows = [line.split() for line in done.output.splitlines() if "seed 0" in line and line.startswith("GradMem")]
+    assert [row[6] for row in rows] == ["0", "1", "3"]
+
+
+def test_an_interval_over_seeds_is_students():
+    # Mean 0.5, deviation 0.1, three seeds: 4.3027 * 0.1 / sqrt(3).
+    low, high = over_seeds([0.4, 0.5, 0.6])
+    assert (low, high) == (pytest.approx(0.5 - 0.24841, abs=1e-4), pytest.approx(0.5 + 0.24841, abs=1e-4))
+    assert over_seeds([0.03, 0.97]) == (0.0, 1.0)
