@@ -265,9 +265,9 @@ def metric_results(rows: Sequence[ExampleRow]) -> dict[str, MetricResult]:
     """Every metric over the rows, clustered by context. One that belongs to a context counts once for each."""
     results = {}
     for name, metric in METRICS.items():
-        counted = rows
+        counted = [row for row in rows if getattr(row, name) is not None]
         if name == "reconstruction_nats_per_token":
-            counted = list({row.context_id: row for row in rows if getattr(row, name) is not None}.values())
+            counted = list({row.context_id: row for row in counted}.values())
         if not counted:
             continue
         values = [float(getattr(row, name)) for row in counted]
@@ -325,6 +325,7 @@ def _record(
             version=configuration["task"]["version"],
             settings=configuration["task"]["settings"],
             normalized_answers=plan.task.text_metrics,
+            own_metric=plan.task.own_metric,
             split=plan.split,
             source=SourceRecord(**vars(plan.task.source(plan.split))),
             limit=options.limit,

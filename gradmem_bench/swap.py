@@ -8,10 +8,11 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 
-from gradmem_bench.evaluation import Evaluator
+from gradmem_bench.evaluation import Evaluator, likeliest
 from gradmem_bench.metrics import exact_match
 from gradmem_bench.results import SwapTest
 from gradmem_bench.statistics import wilson
+from gradmem_bench.tasks.base import Query, Task
 from gradmem_bench.tasks.batching import EncodedDocument
 
 _LEVEL = 0.999
@@ -50,33 +51,36 @@ def swap_test(evaluator: Evaluator, documents: Sequence[EncodedDocument]) -> Swa
     ]
     away = {document.document.id: documents[row - len(documents) // 2] for row, document in enumerate(documents)}
 
+    queries = [document.document.queries[index] for document, index in asked]
+
     def answers(foreign: bool) -> list[str]:
         owners = [away[document.document.id] if foreign else document for document, _ in asked]
-        read = evaluator.read(
-            [states[owner.document.id] for owner in owners],
-            [document.queries[index] for document, index in asked],
-            [document.targets[index] for document, index in asked],
-            generate=True,
-        )
-        return [evaluator.answer_text(ids) for _, _, ids, _ in read]
+        own = [states[owner.document.id] for owner in owners]
+        ids = [document.queries[index] for document, index in asked]
+        targets = [document.targets[index] for document, index in asked]
+        chosen = evaluator.likelihoods(own, ids, [document.choices[index] for document, index in asked])
+        read = evaluator.read(own, ids, targets, generate=True)
+        return [
+            likeliest(query, offered) or evaluator.whole_text(answer)
+            for query, offered, (_, _, answer, _) in zip(queries, chosen, read, strict=True)
+        ]
 
-    normalize = evaluator.task.text_metrics
-    queries = [document.document.queries[index] for document, index in asked]
     own, foreign = answers(False), answers(True)
-    own_right = sum(exact_match(answer, query.targets, normalize) for answer, query in zip(own, queries, strict=True))
-    swapped_right = sum(
-        exact_match(answer, query.targets, normalize) for answer, query in zip(foreign, queries, strict=True)
-    )
-    chance = _chance(
-        foreign, [(document.document.id, query) for (document, _), query in zip(asked, queries, strict=True)], normalize
-    )
+    own_right = sum(_right(evaluator.task, query, answer) for answer, query in zip(own, queries, strict=True))
+    swapped_right = sum(_right(evaluator.task, query, answer) for answer, query in zip(foreign, queries, strict=True))
+    if any(query.choices for query in queries):
+        chance = _chance_of_choices(evaluator, asked)
+    else:
+        owned = [(document.document.id, query) for (document, _), query in zip(asked, queries, strict=True)]
+        chance = _chance(foreign, owned, evaluator.task)
     count = len(asked)
     own_score, swapped_score = own_right / count, swapped_right / count
     low, _ = wilson(swapped_right, count, _LEVEL)
     allowed = chance + max(_TOLERANCE, 0.1 * (own_score - chance))
     passed: bool | None = low <= allowed
     sentence = (
-        f"exact match {own_score:.3f} from the own state, {swapped_score:.3f} from another's, {chance:.3f} by chance"
+        f"{_measure(evaluator.task, queries)} {own_score:.3f} from the own state, {swapped_score:.3f} from another's, "
+        f"{chance:.3f} by chance"
     )
     if not passed:
         outcome = f"FAILED, answers do not come from the state alone: {sentence}"
@@ -95,7 +99,31 @@ def swap_test(evaluator: Evaluator, documents: Sequence[EncodedDocument]) -> Swa
     )
 
 
-def _chance(answers: Sequence[str], asked: Sequence[tuple], normalize: bool) -> float:
+def _measure(task: Task, queries: Sequence[Query]) -> str:
+    if any(query.choices for query in queries):
+        return "right choices"
+    return f"{task.own_metric} of 1:" if task.own_metric else "exact match"
+
+
+def _right(task: Task, query: Query, answer: str) -> bool:
+    """Whether an answer, or the choice that was taken for one, is right."""
+    if query.choices:
+        return answer.removeprefix(task.target_delimiter) in query.targets
+    own = task.own_score(query, answer, ())
+    return exact_match(answer, query.targets, task.text_metrics) if own is None else own >= 1
+
+
+def _chance_of_choices(evaluator: Evaluator, asked: Sequence[tuple[EncodedDocument, int]]) -> float:
+    """How often a choice is right of which nothing is known: drawn blindly, or the likeliest behind no memory."""
+    queries = [document.document.queries[index] for document, index in asked]
+    ids = [document.queries[index] for document, index in asked]
+    choices = [document.choices[index] for document, index in asked]
+    chosen = [likeliest(*pair) for pair in zip(queries, evaluator.likelihoods(None, ids, choices), strict=True)]
+    right = sum(_right(evaluator.task, query, choice) for query, choice in zip(queries, chosen, strict=True))
+    return max(right, sum(1 / len(query.choices) for query in queries)) / len(queries)
+
+
+def _chance(answers: Sequence[str], asked: Sequence[tuple[str, Query]], task: Task) -> float:
     """How often an answer is right for other contexts' examples: of the same query, or all where there is none."""
     same_text = defaultdict(list)
     for example in asked:
@@ -104,5 +132,5 @@ def _chance(answers: Sequence[str], asked: Sequence[tuple], normalize: bool) -> 
     for answer, (context_id, query) in zip(answers, asked, strict=True):
         others = [other for owner, other in same_text[query.text] if owner != context_id]
         others = others or [other for owner, other in asked if owner != context_id]
-        total += sum(exact_match(answer, other.targets, normalize) for other in others) / len(others)
+        total += sum(_right(task, other, answer) for other in others) / len(others)
     return total / len(answers)

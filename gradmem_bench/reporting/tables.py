@@ -85,11 +85,13 @@ def _state(row: Row) -> str:
 def _columns(table: Comparison) -> list[Column]:
     """What a terminal shows."""
     f1 = [Column("F1", "F1", _value("f1"))] if table.shows_f1 else []
+    own = table.rows[0].record.task.own_metric
     return [
         Column("method", "method", _label),
         Column("exact match [95 % interval]", "exact match\n[95 % interval]", _metric("exact_match")),
         Column("normalised score", "norm.\nscore", lambda row: _number(row.normalized_score)),
         *f1,
+        *([Column(f"{own} [95 % interval]", f"{own}\n[95 % interval]", _metric("task_score"))] if own else []),
         Column("state bytes", "state\nbytes", _state),
         Column("READ positions", "READ\npos.", lambda row: _size(row.record.footprint.read_positions, _positions)),
         Column("READ KV bytes", "READ KV\nbytes", lambda row: _size(row.record.footprint.read_kv_bytes, format_bytes)),
