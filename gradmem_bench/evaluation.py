@@ -29,6 +29,17 @@ def up_to_end(text: str, ends: Sequence[str]) -> str:
     return text
 
 
+def likeliest(query: Query, likelihoods: Sequence[tuple[float, bool]]) -> str | None:
+    """The choice with the highest log-likelihood; `None` where there is none."""
+    pairs = zip(query.choices, likelihoods, strict=True)
+    return max(pairs, key=lambda pair: pair[1][0], default=(None,))[0]
+
+
+def _nothing(backbone: Backbone, queries: Tokens) -> Prefix:
+    """A prefix of no positions for each query."""
+    return Prefix(queries.mask[:, :0], embeddings=backbone.embed(queries.ids[:, :0]))
+
+
 @dataclass(frozen=True)
 class Written:
     """What is left of a batch of contexts after WRITE, and the queries that will be asked of it."""
@@ -129,14 +140,45 @@ class Evaluator:
             for row, length in enumerate(lengths):
                 yield losses[row, :length], right[row, :length], answers and answers[row], positions[row]
 
+    @torch.no_grad()
+    def likelihoods(
+        self, states: Sequence[bytes] | None, queries: Sequence[list[int]], choices: Sequence[list[list[int]]]
+    ) -> list[list[tuple[float, bool]]]:
+        """Of each query's choices the log-likelihood in nats, and whether greedy decoding gives it.
+
+        Args:
+            states: that of each query's row; `None` is no memory at all.
+        """
+        device = self.backbone.device
+        owners = [row for row, offered in enumerate(choices) for _ in offered]
+        every = [ids for offered in choices for ids in offered]
+        found: list[list[tuple[float, bool]]] = [[] for _ in queries]
+        for first in range(0, len(every), self.batch_size):
+            rows = owners[first : first + self.batch_size]
+            asked = Tokens.from_lists([queries[row] for row in rows], device)
+            wanted = Tokens.from_lists(every[first : first + self.batch_size], device)
+            prefix = (
+                _nothing(self.backbone, asked) if states is None else self.read_prefix([states[row] for row in rows])
+            )
+            with self.autocast():
+                losses, right = self.backbone.token_losses(prefix, asked, wanted)
+            nats, greedy = -losses.double().sum(dim=1), (right | ~wanted.mask).all(dim=1)
+            for row, likelihood, is_greedy in zip(rows, nats.tolist(), greedy.tolist(), strict=True):
+                found[row].append((likelihood, is_greedy))
+        return found
+
     def _check_positions(self, positions: int) -> None:
         if self.budget.positions is not None and positions > self.budget.positions:
             raise UserError(f"READ takes {positions} positions, over the budget of {self.budget.positions}.")
 
     def answer_text(self, ids: list[int]) -> str:
         """The generated answer: what stands before the first of the task's ends."""
-        text = up_to_end(self.backbone.decode(ids), self.task.until)
+        text = self.whole_text(ids)
         return text.strip() if self.task.text_metrics else text
+
+    def whole_text(self, ids: list[int]) -> str:
+        """The same with the white space around it, as lm-eval scores it."""
+        return up_to_end(self.backbone.decode(ids), self.task.until)
 
     def rows(self, documents: Sequence[EncodedDocument]) -> list[ExampleRow]:
         """Writes one batch of contexts, and reads every query of each from its own state."""
@@ -145,9 +187,11 @@ class Evaluator:
         queries = [ids for document in documents for ids in document.queries]
         targets = [ids for document in documents for ids in document.targets]
         asked: list[Query] = [query for document in documents for query in document.document.queries]
-        read = self.read([written.states[index] for index in owner], queries, targets, generate=True)
+        states = [written.states[index] for index in owner]
+        chosen = self.likelihoods(states, queries, [ids for document in documents for ids in document.choices])
+        read = self.read(states, queries, targets, generate=True)
         rows = []
-        for index, query, (losses, right, answer, positions) in zip(owner, asked, read, strict=True):
+        for index, query, offered, (losses, right, answer, positions) in zip(owner, asked, chosen, read, strict=True):
             document = documents[index]
             prediction = self.answer_text(answer)
             rows.append(
@@ -156,6 +200,8 @@ class Evaluator:
                     context_id=document.document.id,
                     prediction=prediction,
                     targets=list(query.targets),
+                    choice=likeliest(query, offered),
+                    task_score=self.task.own_score(query, self.whole_text(answer), offered),
                     exact_match=exact_match(prediction, query.targets, self.task.text_metrics),
                     f1=f1(prediction, query.targets, self.task.text_metrics),
                     teacher_forced_exact_match=bool(right.all()),

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -310,7 +311,13 @@ def _settings(options: Options, method: str) -> tuple[dict[str, dict[str, Any]],
 
 
 def _checkpoint_of(load: Path, method: str) -> Path:
-    """`load` itself, or the method's own in a folder of several."""
+    """`load` itself, or the method's own in a folder of several checkpoints or runs."""
+    runs = sorted(load.glob(f"{method}-????????/{checkpoints.METHOD_FILE}"))
+    if len(runs) == 1:
+        return runs[0]
+    if runs:
+        names = ", ".join(run.parent.name for run in runs)
+        raise UserError(f"{load} holds several runs of '{method}' ({names}); name the folder of one.")
     for candidate in (load / method, load / f"{method}.safetensors"):
         if candidate.exists():
             return candidate
@@ -349,7 +356,8 @@ def max_context_tokens(
     encoded = encode_documents(sample, task, backbone)
     # A quarter more than the longest seen: not every query is looked at.
     longest = max(len(query) for document in encoded for query in document.queries)
-    answer = max(task.max_new_tokens, max(len(target) + 1 for document in encoded for target in document.targets))
+    written = [ids for document in encoded for ids in (*document.targets, *chain.from_iterable(document.choices))]
+    answer = max(task.max_new_tokens, max(len(ids) + 1 for ids in written))
     return longest_context(method_class, parameters, backbone, longest + longest // 4 + answer)
 
 

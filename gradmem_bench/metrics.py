@@ -41,6 +41,7 @@ METRICS: dict[str, Metric] = {
     "target_bits_per_token": Metric(
         1, "mean", "bits/token", "Negative log2-likelihood of the first target.", higher_is_better=False
     ),
+    "task_score": Metric(1, "mean", "as the task says", "The task's own metric of the answer, or of what was chosen."),
     "reconstruction_nats_per_token": Metric(
         1, "mean", "nats/token", "Negative log-likelihood of the context, given its own state.", higher_is_better=False
     ),

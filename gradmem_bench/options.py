@@ -97,7 +97,7 @@ Load = Annotated[
     Path | None,
     typer.Option(
         "--load",
-        help="A checkpoint, a run's folder, or a folder of METHOD.safetensors.",
+        help="A checkpoint, a run's folder, a folder with one run of the method, or a folder of METHOD.safetensors.",
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of new weights and of the order of the data.")]

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from gradmem_bench.config import MethodRecipe, PretrainingRecipe, load_yaml, validated
 from gradmem_bench.errors import LeftOut, UserError, did_you_mean
+from gradmem_bench.lm_eval_names import PREFIX, task_file
 
 Kind = Literal["method", "task"]
 
@@ -83,9 +84,13 @@ def entries(kind: Kind, include_paths: Sequence[Path] = ()) -> list[Entry]:
 def resolve(kind: Kind, name: str, include_paths: Sequence[Path] = ()) -> Entry:
     """The entry that `name` stands for: a name, `DISTRIBUTION:NAME`, or the path of a YAML file.
 
+    Of tasks also `lm_eval:NAME` and `lm_eval:PATH`, one of lm-eval's own.
+
     Raises:
         UserError: there is none, its file is broken, or several own the name.
     """
+    if kind == "task" and name.startswith(PREFIX):
+        return Entry(kind, name, f"{PREFIX}{task_file(name.removeprefix(PREFIX))}", "lm-eval")
     if Path(name).suffix in (".yaml", ".yml"):
         return _read(kind, Path(name), load_yaml(Path(name)), origin=str(Path(name).parent))
     claims = _claims(kind, include_paths)

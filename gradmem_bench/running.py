@@ -307,6 +307,7 @@ def _record(
         version=configuration["task"]["version"],
         settings=configuration["task"]["settings"],
         normalized_answers=plan.task.text_metrics,
+        own_metric=plan.task.own_metric,
         split=plan.split,
         source=SourceRecord(**vars(plan.task.source(plan.split))),
         limit=options.limit,

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 import torch
 
 from gradmem_bench.config import StateDtype
-from gradmem_bench.evaluation import Evaluator
+from gradmem_bench.evaluation import Evaluator, likeliest
 from gradmem_bench.metrics import exact_match
 from gradmem_bench.results import SwapTest
 from gradmem_bench.state import MemoryState
 from gradmem_bench.statistics import wilson
+from gradmem_bench.tasks.base import Query, Task
 from gradmem_bench.tasks.batching import EncodedDocument
 
 _LEVEL = 0.999
@@ -55,36 +56,38 @@ def swap_test(evaluator: Evaluator, documents: Sequence[EncodedDocument]) -> Swa
     ]
     away = {document.document.id: documents[row - len(documents) // 2] for row, document in enumerate(documents)}
 
-    def answers(states: dict[str, bytes]) -> list[str]:
-        read = evaluator.read(
-            [states[document.document.id] for document, _ in asked],
-            [document.queries[index] for document, index in asked],
-            [document.targets[index] for document, index in asked],
-            generate=True,
-        )
-        return [evaluator.answer_text(ids) for _, _, ids, _ in read]
-
-    normalize = evaluator.task.text_metrics
     queries = [document.document.queries[index] for document, index in asked]
 
+    def answers(states: dict[str, bytes]) -> list[str]:
+        read_from = [states[document.document.id] for document, _ in asked]
+        ids = [document.queries[index] for document, index in asked]
+        targets = [document.targets[index] for document, index in asked]
+        chosen = evaluator.likelihoods(read_from, ids, [document.choices[index] for document, index in asked])
+        read = evaluator.read(read_from, ids, targets, generate=True)
+        return [
+            likeliest(query, offered) or evaluator.whole_text(answer)
+            for query, offered, (_, _, answer, _) in zip(queries, chosen, read, strict=True)
+        ]
+
     def right(answers: list[str]) -> int:
-        return sum(
-            exact_match(answer, query.targets, normalize) for answer, query in zip(answers, queries, strict=True)
-        )
+        return sum(_right(evaluator.task, query, answer) for answer, query in zip(answers, queries, strict=True))
 
     own, foreign = answers(states), answers({key: states[other.document.id] for key, other in away.items()})
     own_right, swapped_right = right(own), right(foreign)
     drawn = random_states(list(states.values()), evaluator.budget.state_dtype)
-    chance = _chance(
-        foreign, [(document.document.id, query) for (document, _), query in zip(asked, queries, strict=True)], normalize
-    )
+    if any(query.choices for query in queries):
+        chance = _chance_of_choices(evaluator, asked)
+    else:
+        owned = [(document.document.id, query) for (document, _), query in zip(asked, queries, strict=True)]
+        chance = _chance(foreign, owned, evaluator.task)
     count = len(asked)
     own_score, swapped_score = own_right / count, swapped_right / count
     low, _ = wilson(swapped_right, count, _LEVEL)
     allowed = chance + max(_TOLERANCE, 0.1 * (own_score - chance))
     passed: bool | None = low <= allowed
     sentence = (
-        f"exact match {own_score:.3f} from the own state, {swapped_score:.3f} from another's, {chance:.3f} by chance"
+        f"{_measure(evaluator.task, queries)} {own_score:.3f} from the own state, {swapped_score:.3f} from another's, "
+        f"{chance:.3f} by chance"
     )
     if not passed:
         outcome = f"FAILED, answers do not come from the state alone: {sentence}"
@@ -123,7 +126,31 @@ def random_states(states: Sequence[bytes], dtype: StateDtype) -> list[bytes] | N
     return MemoryState(drawn, written.ragged, written.lengths).to_bytes(dtype)
 
 
-def _chance(answers: Sequence[str], asked: Sequence[tuple], normalize: bool) -> float:
+def _measure(task: Task, queries: Sequence[Query]) -> str:
+    if any(query.choices for query in queries):
+        return "right choices"
+    return f"{task.own_metric} of 1:" if task.own_metric else "exact match"
+
+
+def _right(task: Task, query: Query, answer: str) -> bool:
+    """Whether an answer, or the choice that was taken for one, is right."""
+    if query.choices:
+        return answer.removeprefix(task.target_delimiter) in query.targets
+    own = task.own_score(query, answer, ())
+    return exact_match(answer, query.targets, task.text_metrics) if own is None else own >= 1
+
+
+def _chance_of_choices(evaluator: Evaluator, asked: Sequence[tuple[EncodedDocument, int]]) -> float:
+    """How often a choice is right of which nothing is known: drawn blindly, or the likeliest behind no memory."""
+    queries = [document.document.queries[index] for document, index in asked]
+    ids = [document.queries[index] for document, index in asked]
+    choices = [document.choices[index] for document, index in asked]
+    chosen = [likeliest(*pair) for pair in zip(queries, evaluator.likelihoods(None, ids, choices), strict=True)]
+    right = sum(_right(evaluator.task, query, choice) for query, choice in zip(queries, chosen, strict=True))
+    return max(right, sum(1 / len(query.choices) for query in queries)) / len(queries)
+
+
+def _chance(answers: Sequence[str], asked: Sequence[tuple[str, Query]], task: Task) -> float:
     """How often an answer is right for other contexts' examples: of the same query, or all where there is none."""
     same_text = defaultdict(list)
     for example in asked:
@@ -132,5 +159,5 @@ def _chance(answers: Sequence[str], asked: Sequence[tuple], normalize: bool) -> 
     for answer, (context_id, query) in zip(answers, asked, strict=True):
         others = [other for owner, other in same_text[query.text] if owner != context_id]
         others = others or [other for owner, other in asked if owner != context_id]
-        total += sum(exact_match(answer, other.targets, normalize) for other in others) / len(others)
+        total += sum(_right(task, other, answer) for other in others) / len(others)
     return total / len(answers)

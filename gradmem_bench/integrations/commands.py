@@ -20,8 +20,7 @@ def tasks_dir() -> None:
 def lm_eval(context: typer.Context) -> None:
     """Run lm-eval's own command line with --model gradmem_bench in it; its arguments are lm-eval's.
 
-    [dim]gradmem-bench lm-eval --model gradmem_bench --model_args method=full_kv,backbone=gpt2 --tasks squad_removed
-    --include_path $(gradmem-bench tasks-dir)[/]
+    [dim]gradmem-bench lm-eval --model gradmem_bench --model_args method=full_kv,backbone=gpt2 --tasks squad_removed[/]
     """
     from gradmem_bench.integrations.lm_eval_front import run
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from gradmem_bench.errors import UserError
+from gradmem_bench.registry import recipe_folder
 
 MODEL = "gradmem_bench"
 _TARGET = "gradmem_bench.integrations.lm_eval_model:GradmemBench"
@@ -29,32 +30,31 @@ def register() -> None:
 
 
 def run(arguments: Sequence[str]) -> None:
-    """`lm_eval ARGUMENTS`, as its own command would run it."""
+    """`lm_eval ARGUMENTS`, as its own command would run it; the built-in tasks are there without --include_path."""
     register()
     import lm_eval.tasks
     from lm_eval.__main__ import cli_evaluate
+    from lm_eval._cli import HarnessCLI
 
     typed, manager = sys.argv, lm_eval.tasks.TaskManager
     sys.argv = ["lm_eval", *arguments]
     try:
-        if not _needs_defaults(list(arguments)):
+        # The parser reads, and may add to, sys.argv.
+        given = HarnessCLI().parse_args()
+        names, folder = getattr(given, "tasks", None), getattr(given, "include_path", None)
+        if names and not folder:
+            folder = str(recipe_folder("task"))
+            sys.argv += ["--include_path", folder]
+        if names and _has_all(folder, names):
             lm_eval.tasks.TaskManager = partial(manager, include_defaults=False)
         cli_evaluate()
     finally:
         sys.argv, lm_eval.tasks.TaskManager = typed, manager
 
 
-def _needs_defaults(arguments: list[str]) -> bool:
-    """Whether a task that is asked for is not in the user's own folder: lm-eval takes 17 s and more to read its own."""
-    from lm_eval._cli import HarnessCLI
+def _has_all(folder: str, names: Sequence[str]) -> bool:
+    """Whether every task is in the folder, or a file: then lm-eval need not take 17 s and more to read its own."""
     from lm_eval.tasks import TaskManager
 
-    if not {"--tasks", "-t"} & set(arguments):
-        return True
-    # The parser reads, and may add to, sys.argv.
-    given = HarnessCLI().parse_args()
-    folder, names = getattr(given, "include_path", None), getattr(given, "tasks", None)
-    if not folder or not names:
-        return True
     own = TaskManager(include_path=folder, include_defaults=False)
-    return not all(name.endswith(".yaml") or own.match_tasks([name]) for name in names)
+    return all(name.endswith(".yaml") or own.match_tasks([name]) for name in names)

@@ -230,7 +230,7 @@ class GradmemBench(LM):
                     "more, or add truncate_contexts=true to --model_args."
                 )
             document = Document(fingerprint(context), context, ())
-            encoded.append(EncodedDocument(document, ids[:limit], [], [], len(ids) > limit))
+            encoded.append(EncodedDocument(document, ids[:limit], [], [], len(ids) > limit, []))
         return encoded
 
     def _prompts(self, texts: list[str]) -> list[list[int]]:

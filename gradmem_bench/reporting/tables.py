@@ -157,12 +157,14 @@ def columns_of(table: Comparison) -> list[Column]:
     """What a terminal shows."""
     f1 = [Column("F1", "F1", lambda row: _number(found.value if (found := row.metric("f1")) else None))]
     seeds = [Column("seeds", "\nseeds", lambda row: str(len(row.seeds) or NOTHING))]
+    own = table.rows[0].record.task.own_metric
     return [
         Column("method", "method", _label),
         metric_column(PRIMARY, "exact match [95 % interval]", "exact match\n[95 % interval]"),
         *(seeds if any(len(row.seeds) > 1 for row in table.rows) else []),
         Column("normalised score", "norm.\nscore", lambda row: _number(row.normalized_score)),
         *(f1 if table.shows_f1 else []),
+        *([metric_column("task_score", f"{own} [95 % interval]", f"{own}\n[95 % interval]")] if own else []),
         Column("state bytes", "state\nbytes", _state, _SIZE),
         Column("READ positions", "READ\npos.", lambda row: _size(row.size("read_positions"), _positions), _SIZE),
         Column("READ KV bytes", "READ KV\nbytes", lambda row: _size(row.size("read_kv_bytes"), format_bytes), _SIZE),

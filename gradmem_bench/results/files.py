@@ -164,6 +164,7 @@ def _write_table(rows: list[ExampleRow], key: str, path: Path) -> None:
 
     types = {
         str: pa.string(),
+        str | None: pa.string(),
         bool: pa.bool_(),
         int: pa.int64(),
         float: pa.float64(),

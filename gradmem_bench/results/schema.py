@@ -71,6 +71,8 @@ class TaskRecord(Part):
     """The task's settings in full."""
     normalized_answers: bool
     """Whether answers were scored under SQuAD's normalisation (text) or letter by letter (symbols)."""
+    own_metric: str = ""
+    """What `task_score` is; empty where the task has no metric of its own."""
     split: str
     """Split that was evaluated."""
     source: SourceRecord
@@ -117,13 +119,14 @@ class SwapTest(Part):
     queries: int
     """Queries in the sample."""
     own_score: float | None
-    """Exact match with each context's own state."""
+    """Exact match with each context's own state; where there are choices, the share that were chosen right; where the
+    task has a metric of its own, the share of answers that it gives 1."""
     swapped_score: float | None
-    """Exact match with another context's state."""
+    """The same with another context's state."""
     chance_score: float | None
-    """Exact match that a swapped state may reach by chance, since contexts share answers."""
+    """The same that a swapped state may reach by chance, since contexts share answers."""
     random_score: float | None = None
-    """Exact match with random states of the same shape, mean and deviation; `None` where a state holds no such numbers,
+    """The same with random states of the same shape, mean and deviation; `None` where a state holds no such numbers,
     or in records from before it was tried."""
     passed: bool | None
     """Whether swapping dropped the score to chance; `None` when it was there before, or could not be tried."""
@@ -276,6 +279,10 @@ class ExampleRow(StrictModel):
     teacher_forced_exact_match: bool
     token_accuracy: float
     target_bits_per_token: float
+    choice: str | None = None
+    """The likeliest of the query's choices, where it has some."""
+    task_score: float | None = None
+    """The task's own metric (see `TaskRecord.own_metric`)."""
     reconstruction_nats_per_token: float | None
     """Of the query's context, the same in all its rows."""
     target_tokens: int = Field(ge=1)

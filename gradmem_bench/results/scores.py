@@ -13,9 +13,9 @@ def metric_results(rows: Sequence[ExampleRow]) -> dict[str, MetricResult]:
     """Every metric over the rows, clustered by context. One that belongs to a context counts once for each."""
     results = {}
     for name, metric in METRICS.items():
-        counted = rows
+        counted = [row for row in rows if getattr(row, name) is not None]
         if name == "reconstruction_nats_per_token":
-            counted = list({row.context_id: row for row in rows if getattr(row, name) is not None}.values())
+            counted = list({row.context_id: row for row in counted}.values())
         if not counted:
             continue
         values = [float(getattr(row, name)) for row in counted]

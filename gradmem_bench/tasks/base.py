@@ -22,6 +22,8 @@ class Query:
     """What stands after the memory, up to where the answer begins."""
     targets: tuple[str, ...]
     """Every accepted answer; the first is the one trained on and teacher-forced."""
+    choices: tuple[str, ...] = ()
+    """What may be chosen by log-likelihood, each as it stands behind the text (lm-eval's multiple choice)."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,15 @@ class Task(ABC):
     def truncate_contexts(self) -> bool:
         """Whether a context longer than the backbone's positions is cut (and counted) rather than refused."""
         return self.metadata.get("truncate_contexts", False)
+
+    @property
+    def own_metric(self) -> str:
+        """The name of the metric that `own_score` gives; empty where the task has none of its own."""
+        return ""
+
+    def own_score(self, query: Query, answer: str, likelihoods: Sequence[tuple[float, bool]]) -> float | None:
+        """The task's own metric of an answer, or of its choices: the log-likelihood of each, and whether greedy."""
+        return None
 
     @property
     def independent_values(self) -> tuple[int, float] | None:

@@ -9,7 +9,7 @@ import torch
 from gradmem_bench.backbone import Backbone
 from gradmem_bench.batch import Batch, Tokens
 from gradmem_bench.errors import UserError
-from gradmem_bench.tasks.base import Document, Task
+from gradmem_bench.tasks.base import Document, Query, Task
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class EncodedDocument:
     """Each query's first accepted answer, without the end-of-text token."""
     truncated: bool
     """Whether the context was cut to what the backbone has positions for."""
+    choices: list[list[list[int]]]
+    """Each query's choices, empty for one that has none."""
 
 
 def encode_documents(
@@ -44,6 +46,7 @@ def encode_documents(
         raise UserError(f"The query '{nothing}' of {task.name} has no tokens, but an answer needs one to stand behind.")
     answers = [task.target_delimiter + query.targets[0] for query in asked]
     targets = continuations(backbone, [query.text for query in asked], alone, answers)
+    choices = _choices(backbone, asked, alone)
     encoded, first = [], 0
     for document, context in zip(documents, contexts, strict=True):
         last = first + len(document.queries)
@@ -61,10 +64,22 @@ def encode_documents(
                 alone[first:last],
                 targets[first:last],
                 truncated,
+                choices[first:last],
             )
         )
         first = last
     return encoded
+
+
+def _choices(backbone: Backbone, asked: Sequence[Query], alone: Sequence[list[int]]) -> list[list[list[int]]]:
+    """The choices of each query in ids."""
+    owners = [row for row, query in enumerate(asked) for _ in query.choices]
+    texts = [choice for query in asked for choice in query.choices]
+    ids = continuations(backbone, [asked[row].text for row in owners], [alone[row] for row in owners], texts)
+    choices: list[list[list[int]]] = [[] for _ in asked]
+    for row, choice in zip(owners, ids, strict=True):
+        choices[row].append(choice)
+    return choices
 
 
 def continuations(

@@ -20,6 +20,7 @@ from gradmem_bench.config import (
     validated,
 )
 from gradmem_bench.errors import UserError, did_you_mean
+from gradmem_bench.lm_eval_names import PREFIX
 from gradmem_bench.registry import Entry, load_object
 from gradmem_bench.tasks.base import Task
 from gradmem_bench.tasks.documents import Documents
@@ -116,12 +117,16 @@ def check_declaration(values: dict[str, Any], where: str) -> None:
 
 
 def load_task(path: Path, settings: dict[str, Any] | None = None) -> Task:
-    """The task declared in `path`, with `settings` laid over its `dataset_kwargs`.
+    """The task declared in `path`, with `settings` laid over its `dataset_kwargs`; lm-eval's own behind `lm_eval:`.
 
     Raises:
         UserError: the file is missing or is no task declaration, a setting is unknown, or the class it names cannot
             be imported. No data are read yet.
     """
+    if str(path).startswith(PREFIX):
+        from gradmem_bench.tasks.lm_eval_task import LmEvalTask
+
+        return LmEvalTask(path, settings)
     values = load_yaml(path)
     if "group" in values:
         raise UserError(f"{path} declares the group '{values['group']}', not a task; name one of {values.get('task')}.")

@@ -1,6 +1,5 @@
 """Tasks whose documents are rows of a data set, grouped by context."""
 
-import ast
 import importlib
 import importlib.util
 import os
@@ -8,20 +7,15 @@ from collections.abc import Callable
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from jinja2 import BaseLoader, Environment, StrictUndefined, TemplateError, UndefinedError
+from typing import Any
 
 from gradmem_bench.config import FunctionReference, StrictModel, validated
 from gradmem_bench.errors import UserError
-from gradmem_bench.tasks.base import Document, Query, Source, Split, Task
+from gradmem_bench.tasks.base import Document, Query, Source, Split
 from gradmem_bench.tasks.sources import DATA_VARIABLE, SUFFIXES, Row, Rows, load_from_hub, local_file, read_local
+from gradmem_bench.tasks.splits import SplitTask
+from gradmem_bench.tasks.templates import listed, renderer
 
-HELD_OUT_FRACTION = 0.05
-HELD_OUT_LIMIT = 500
-
-# The options of lm-eval's own environment: a template means here what it means there.
-_JINJA = Environment(loader=BaseLoader(), undefined=StrictUndefined, keep_trailing_newline=True)
 _FILE_FORMATS = ("json", "parquet")
 
 
@@ -34,29 +28,16 @@ class DocumentsSettings(StrictModel):
     """The hub commit, branch or tag to load."""
 
 
-class Plan(NamedTuple):
-    """Which split of the data set serves as which split of the task."""
-
-    data_split: str
-    held_out: bool | None
-    """True: only the documents held out of it; False: only the others; None: all of them."""
-
-
-class Documents(Task):
+class Documents(SplitTask):
     """Rows with a context, a query and its accepted answers; rows with one and the same context are one Document.
 
     Rows come from `<data folder>/<dataset_path>/<split>.jsonl` (`.jsonl.xz`, `.parquet`) when the data folder has
-    any split of the data set, else from the hub.
-
-    The reported split is never the one that models are selected on. Where there is a test split, `test` and
-    `validation` are the data's own. Where there is none (none is declared, or the local folder lacks it), `test` is
-    the data's validation split, and `validation` is held out of the training split: the 5 % of its documents, at
-    most 500, whose contexts have the smallest SHA-256. `train` is then the rest.
+    any split of the data set, else from the hub; a split that the local folder lacks counts as not declared.
     """
 
     def __init__(self, declaration: dict[str, Any], path: Path | None = None) -> None:
         super().__init__(declaration, path)
-        where = str(path or self.name)
+        where = self._where
         self.settings = validated(
             DocumentsSettings, declaration.get(self.settings_key, {}), f"{where}: {self.settings_key}"
         )
@@ -67,32 +48,15 @@ class Documents(Task):
             raise UserError(
                 f"{where}: dataset_path '{_FILE_FORMATS[0]}' or '{_FILE_FORMATS[1]}' and data_files go together."
             )
-        self._where = where
         self._rows: dict[str, Rows] = {}
-        self._grouped: dict[str, list[Document]] = {}
-
-    def documents(self, split: Split) -> list[Document]:
-        """The split's documents, in the order in which their contexts first appear."""
-        plan = self._plan(split)
-        if plan.data_split not in self._grouped:
-            self._grouped[plan.data_split] = self._group(plan.data_split)
-        documents = self._grouped[plan.data_split]
-        if plan.held_out is None:
-            return documents
-        if len(documents) < 2:
-            raise UserError(f"{self._where}: '{plan.data_split}' has too few contexts to hold any out for validation.")
-        count = min(HELD_OUT_LIMIT, max(1, round(HELD_OUT_FRACTION * len(documents))))
-        held_out = set(sorted(document.id for document in documents)[:count])
-        return [document for document in documents if (document.id in held_out) == plan.held_out]
 
     def source(self, split: Split) -> Source:
         """Where the split comes from; the location says so where it is a part of a data split."""
         plan, documents = self._plan(split), self.documents(split)
         rows = self._read(plan.data_split)
-        part = {None: "", True: " (held-out part)", False: " (without the held-out part)"}[plan.held_out]
         location = f"{rows.location}:{plan.data_split}" if rows.content_hash is None else rows.location
         return Source(
-            location + part, rows.revision, rows.content_hash, sum(len(document.queries) for document in documents)
+            location + plan.part, rows.revision, rows.content_hash, sum(len(document.queries) for document in documents)
         )
 
     # ------------------------------------------------------------------------------------------ splits
@@ -105,19 +69,6 @@ class Documents(Task):
         if self.settings.data_files or self._is_local:
             splits = {split: name if name and self._file(name) else None for split, name in splits.items()}
         return splits
-
-    def _plan(self, split: Split) -> Plan:
-        if split not in self._splits:
-            raise UserError(f"There is no split '{split}'; a task has train, validation and test.")
-        names = self._splits
-        holds_out = names["test"] is None or names["validation"] is None
-        if split == "test" and (names["test"] or names["validation"]):
-            return Plan(names["test"] or names["validation"], None)
-        if split == "validation" and not holds_out:
-            return Plan(names["validation"], None)
-        if split != "test" and names["train"]:
-            return Plan(names["train"], (split == "validation") if holds_out else None)
-        raise UserError(f"{self._where} has no data for '{split}': {self._missing(split)}.")
 
     def _missing(self, split: Split) -> str:
         key = {"train": "training_split", "validation": "training_split", "test": "validation_split"}[split]
@@ -232,19 +183,13 @@ class Documents(Task):
         if isinstance(declared, FunctionReference):
             function = resolve_function(declared, self.path.parent if self.path else None, f"{self._where}: {key}")
             return lambda row, where: function(row)
-        try:
-            template = _JINJA.from_string(declared)
-        except TemplateError as error:
-            raise UserError(f"{self._where}: {key} is no jinja2 template: {error}.") from None
+        make = renderer(declared, key, self._where)
 
         def render(row: Row, where: str) -> Any:
             if declared in row:
                 return row[declared]
-            try:
-                text = template.render(**row)
-            except UndefinedError as error:
-                raise UserError(f"{where}: {key} is '{declared}', but {error}; columns: {', '.join(row)}.") from None
-            return _listed(text) if key == "doc_to_target" else text
+            text = make(row, where)
+            return listed(text) if key == "doc_to_target" else text
 
         return render
 
@@ -268,16 +213,6 @@ def resolve_function(reference: str, folder: Path | None, where: str) -> Callabl
         return getattr(module, name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"{where} names the function '{reference}', which cannot be imported ({error}).") from error
-
-
-def _listed(text: str) -> str | list[str]:
-    """lm-eval reads a rendered target that looks like a Python list as that list; so does this."""
-    if text.startswith("[") and text.endswith("]"):
-        try:
-            return ast.literal_eval(text)
-        except (SyntaxError, ValueError):
-            pass
-    return text
 
 
 def _what(row: Row, column: str) -> str:

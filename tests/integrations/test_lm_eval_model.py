@@ -340,3 +340,29 @@ def test_a_mistake_in_the_front_is_one_sentence(pairs):
 def test_the_folder_of_tasks_is_that_of_the_built_in_ones():
     folder = Path(command("tasks-dir").output.strip())
     assert (folder / "squad_removed.yaml").is_file()
+
+
+def test_the_front_knows_the_built_in_tasks():
+    done = command(
+        "lm-eval", "--model=gradmem_bench", "--model_args=method=no_memory,backbone=kv_recall", "--tasks", "kv_small",
+        "--limit=4", "--device=cpu",
+    )  # fmt: skip
+    assert done.code == 0, done.errors
+    assert "kv_small" in done.output and "exact_match" in done.output
+
+
+def test_a_folder_with_one_run_of_the_method_is_its_checkpoint(runs, pairs):
+    _, folder = runs["gradmem"]
+    from_run, from_parent = (
+        model("gradmem", checkpoint=str(path), budget="512B").memory_key for path in (folder, folder.parent)
+    )
+    assert from_run == from_parent
+    more = folder.parent / "gradmem-00000000"
+    more.mkdir()
+    (more / "method.safetensors").write_bytes((folder / "method.safetensors").read_bytes())
+    try:
+        with pytest.raises(UserError, match="holds several runs of 'gradmem' .gradmem-00000000, .*name the folder"):
+            model("gradmem", checkpoint=str(folder.parent))
+    finally:
+        (more / "method.safetensors").unlink()
+        more.rmdir()
