@@ -65,8 +65,8 @@ class Maker:
             load = found and found[0].parent
             if load is None or not (load / METHOD_FILE).exists():
                 raise UserError(
-                    f"{run.name} starts from a checkpoint of {run.start.name} that is not here; make that run with the "
-                    "same --output."
+                    f"{run.name} starts from a checkpoint of {run.start.name} that is not here; name another --output, "
+                    "and that run is made again."
                 )
         options = Options(
             backbone=run.backbone,

@@ -283,6 +283,21 @@ def test_losses_are_measured_for_each_number_of_steps(tmp_path):
     rows = [line.split() for line in done.output.splitlines() if "seed 0" in line and line.startswith("GradMem")]
     assert [row[6] for row in rows] == ["0", "1", "3"]
 
+    # The same evaluations as a heat map; nothing is run for it.
+    path.write_text(yaml.dump(experiment | {"report": "heat_map", "figure": "steps"}))
+    before = find_records([tmp_path / "runs"])
+    done = command("reproduce", path, "--output", tmp_path / "runs")
+    assert (done.code, done.errors) == (0, "") and find_records([tmp_path / "runs"]) == before
+    by_steps = {
+        record.method.parameters["evaluation_inner_steps"]: record.metrics["teacher_forced_exact_match"].value
+        for record in records.values()
+    }
+    shown = {line.split()[0]: line.split()[1:] for line in done.output.splitlines() if line.strip()}
+    assert shown["K"] == ["=", "0", "1", "3"]
+    assert shown["seed"] == ["0", *(f"{by_steps[steps]:.2f}" for steps in (0, 1, 3))]
+    assert shown["paper"] == shown["difference"] == ["–"] * 3 and len(shown["foreign"]) == len(shown["random"]) == 3
+    assert (tmp_path / "runs" / "steps-tiny.png").exists()
+
 
 def test_an_interval_over_seeds_is_students():
     # Mean 0.5, deviation 0.1, three seeds: 4.3027 * 0.1 / sqrt(3).
