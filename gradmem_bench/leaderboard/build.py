@@ -11,9 +11,10 @@ from urllib.parse import quote
 
 from gradmem_bench.config import Budget, format_bytes
 from gradmem_bench.errors import UserError
+from gradmem_bench.leaderboard.check import check
 from gradmem_bench.leaderboard.paper import PaperFigure, PaperRow, belongs, figures
 from gradmem_bench.reporting.comparison import PRIMARY, Comparison, Row, comparison
-from gradmem_bench.results import Measured, PhaseCosts, Quantity, RunRecord, find_records
+from gradmem_bench.results import Measured, PhaseCosts, Quantity, RunRecord, metric_results, read_examples
 
 TEACHER_FORCED = "teacher_forced_exact_match"
 NOTHING = "–"
@@ -22,11 +23,20 @@ NOTHING = "–"
 def build(board: Path, output: Path) -> Path:
     """Writes the page of all records below `board` to `output`, with links to them relative to it.
 
-    Raises UserError where there are no records, or one cannot be read.
+    Every record is checked first, and its means and intervals are computed from its rows, all by today's methods.
+
+    Raises UserError where there are no records, or one is not in order.
     """
-    found = find_records([board])
-    if not found:
+    checked = check(board)
+    if not checked:
         raise UserError(f"There are no records below {board}; file some with gradmem-bench leaderboard add RUN.")
+    for one in checked:
+        if one.problems:
+            raise UserError(f"There is no page of {one.path.parent}, which is not in order. {one.problems[0]}")
+    found = {
+        one.path: one.record.model_copy(update={"metrics": metric_results(read_examples(one.path.parent))})
+        for one in checked
+    }
     output.parent.mkdir(parents=True, exist_ok=True)
     here = output.parent.resolve()
     links = {record.run_id: _link(path, here) for path, record in found.items()}

@@ -40,6 +40,15 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def published() -> Path:
+    """The leaderboard of the checkout."""
+    folder = Path(__file__).parents[2] / "leaderboards"
+    if not folder.is_dir():
+        pytest.skip("needs a checkout with its leaderboards/")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def browser() -> Iterator["Chrome"]:
     """Debian's chromium without a window; each console message is kept."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium, and it is not installed")

@@ -5,7 +5,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from boards import write_run
+from boards import edit, write_run
 from commands import command
 
 from gradmem_bench.errors import UserError
@@ -85,7 +85,7 @@ def test_the_papers_numbers_are_apart_and_beside_what_they_belong_to(filled, tmp
     # That of 4 pairs belongs to the table of 4 pairs; all three are in the figure's own.
     assert sum("0.963 [0.954, 0.972]" in text for text in texts) == 2
     assert sum("0.326" in text for text in texts) == 1
-    assert sum("not run" in text for text in texts) == 1
+    assert sum("A paper, Fig. 3; not run" in text for text in texts) == 1
     assert "0.963" not in page.scripts[0].partition('"paper"')[0]
 
 
@@ -95,6 +95,25 @@ def test_without_published_numbers_there_is_no_such_section(tmp_path):
     assert (done.code, done.errors) == (0, "")
     assert done.output.startswith(f"{tmp_path / 'index.html'} (")
     assert "Published elsewhere" not in (tmp_path / "index.html").read_text()
+
+
+def test_what_is_not_in_order_is_not_shown(tmp_path):
+    folder = tmp_path / "kv_retrieval" / "gradmem-1"
+    write_run(folder)
+    edit(folder, lambda values: values["metrics"]["exact_match"].update(value=0.9))
+    done = command("leaderboard", "build", "--board", tmp_path)
+    assert done.code == 2 and "not in order. The mean of exact_match was changed" in done.errors
+    assert not (tmp_path / "index.html").exists()
+
+
+def test_an_interval_of_a_method_of_before_is_made_anew(tmp_path):
+    folder = tmp_path / "kv_retrieval" / "gradmem-1"
+    record = write_run(folder)
+    old = {"method": "of before", "low": 0.1, "high": 0.99}
+    edit(folder, lambda values: values["metrics"]["exact_match"].update(old))
+    (table,) = json.loads(Page(build(tmp_path, tmp_path / "page.html")).scripts[0])["tables"]
+    today = record.metrics["exact_match"]
+    assert (table["rows"][0]["low"], table["rows"][0]["high"]) == (today.low, today.high)
 
 
 def test_mistakes_are_said_in_a_sentence(tmp_path):

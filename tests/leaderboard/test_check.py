@@ -9,8 +9,6 @@ from gradmem_bench.config import Budget
 from gradmem_bench.leaderboard.check import check
 from gradmem_bench.results import read_record, seal
 
-PUBLISHED = Path(__file__).parents[2] / "leaderboards"
-
 
 @pytest.fixture
 def board(tmp_path: Path) -> Path:
@@ -23,8 +21,8 @@ def told(board: Path) -> dict[str, tuple[str, ...]]:
     return {one.path.parent.name: one.problems for one in check(board)}
 
 
-def test_every_published_record_is_in_order():
-    found = check(PUBLISHED)
+def test_every_published_record_is_in_order(published):
+    found = check(published)
     assert len(found) >= 14
     assert [(one.path, one.problems) for one in found if one.problems] == []
 
