@@ -255,14 +255,16 @@ class GradmemBench(LM):
 def _loaded(name: str, options: Options, include_paths: list[Path]) -> tuple[MemoryMethod, dict[str, Any]]:
     """The method with its weights, and what it is made of, JSON-able."""
     chosen = choose(resolve("method", name, include_paths), options)
-    values = chosen.about.get("backbone", {})
-    if options.backbone is not None and options.backbone != values.get("name"):
-        values = {"name": options.backbone}
+    values = chosen.about.get("backbone") or chosen.recipe.backbone or {}
+    name = chosen.sections["backbone"].get("name", options.backbone)
+    if name is not None and name != values.get("name"):
+        values = {"name": name}
     if "name" not in values:
         raise UserError("--model gradmem_bench needs a backbone: add checkpoint=DIR or backbone=NAME to --model_args.")
     config = validated(BackboneConfig, merge(values, chosen.sections["backbone"]), "backbone")
     tokenizer = tokenizer_from_text(chosen.about.get("tokenizer"))
     shape, parameters = load_backbone(config, tokenizer, "meta", 0), chosen.parameters
+    chosen.method_class.check(shape)
     budget = chosen.method_class.asked_of(options.budget)
     if budget != Budget():
         parameters = chosen.method_class.fit(parameters, budget, shape)
