@@ -240,6 +240,6 @@ def _states_of_loss(method: MemoryMethod, batch: Batch) -> list[bytes]:
 
 def _documents(asked: Asked) -> list[EncodedDocument]:
     return [
-        EncodedDocument(Document(str(row), "", (Query(str(row), "", ("",)),)), context, [query], [target], False)
+        EncodedDocument(Document(str(row), "", (Query(str(row), "", ("",)),)), context, [query], [target], False, [[]])
         for row, (context, query, target) in enumerate(zip(asked.contexts, asked.queries, asked.targets, strict=True))
     ]
