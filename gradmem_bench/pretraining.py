@@ -48,6 +48,10 @@ class TextStage:
     def __len__(self) -> int:
         return (len(self.training.ids) - 1) // self.sequence_tokens
 
+    @property
+    def scored(self) -> int:
+        return (len(self.held_out.ids) - 1) // self.sequence_tokens
+
     def length(self, index: int) -> int:
         return self.sequence_tokens
 

@@ -55,6 +55,10 @@ class Stage(Protocol):
     def is_stream(self) -> bool:
         """Whether the examples are too many to be gone through twice, and come in an order that says nothing."""
 
+    @property
+    def scored(self) -> int:
+        """Contexts, or sequences, that `score` looks at."""
+
     def __len__(self) -> int:
         """How many examples there are."""
 
@@ -90,6 +94,10 @@ class TrainingStage:
 
     def __len__(self) -> int:
         return len(self.documents)
+
+    @property
+    def scored(self) -> int:
+        return len(self.validation)
 
     def length(self, index: int) -> int:
         return len(self.documents[index].context)
@@ -342,7 +350,7 @@ class Trainer:
         score = stage.score(self.method, config, self.accelerator.autocast)
         rate = self.learning_rate(progress.step - 1)
         row = {"step": progress.step, "stage": progress.stage, "loss": loss, "score": score, "learning_rate": rate}
-        progress.history.append({**row, "contexts": len(stage.validation), "seconds": round(progress.seconds, 3)})
+        progress.history.append({**row, "contexts": stage.scored, "seconds": round(progress.seconds, 3)})
         logged = {key: value for key, value in row.items() if key != "step"}
         logged |= {f"loss/{name}": float(term) for name, term in self.terms.items()}
         self.accelerator.log(logged, step=progress.step)

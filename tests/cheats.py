@@ -188,7 +188,7 @@ class PadsItsSizeAway(MeanPool):
 
 class UnderstatesItsBytes(MeanPool):
     class State(MemoryState):
-        def nbytes(self):
+        def nbytes(self, dtype="float32"):
             return [1] * len(self)
 
     def write(self, contexts):
