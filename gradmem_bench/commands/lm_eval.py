@@ -1,13 +1,6 @@
-"""The commands that other harnesses need."""
+"""`gradmem-bench tasks-dir` and `lm-eval`: what other harnesses need."""
 
 import typer
-
-
-def add_commands(app: typer.Typer) -> None:
-    """Registers `tasks-dir` and `lm-eval`."""
-    app.command("tasks-dir")(tasks_dir)
-    anything = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-    app.command("lm-eval", context_settings=anything)(lm_eval)
 
 
 def tasks_dir() -> None:

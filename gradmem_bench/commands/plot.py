@@ -1,4 +1,4 @@
-"""`gradmem-bench plot`: nothing heavy is imported before the command needs it."""
+"""`gradmem-bench plot`: pictures of records."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from gradmem_bench.commands.options import Runs, records_of
 from gradmem_bench.errors import UserError
 
 
@@ -18,7 +19,7 @@ class Kind(StrEnum):
 
 
 def plot(
-    runs: Annotated[list[Path] | None, typer.Argument(help="Records, or folders of them; by default ./runs.")] = None,
+    runs: Runs = None,
     kind: Annotated[
         list[Kind] | None,
         typer.Option(
@@ -34,11 +35,8 @@ def plot(
     [dim]gradmem-bench plot leaderboards/kv_small --kind bytes[/]
     """
     from gradmem_bench.plotting.pictures import DRAWN, draw
-    from gradmem_bench.results import find_records
 
-    records = find_records(runs or [Path("runs")])
-    if not records:
-        raise UserError("There are no records here; make some with gradmem-bench run, or name a folder that has them.")
+    records = records_of(runs)
     made = 0
     for one in kind or list(Kind):
         pictures = list(draw(one.value, records))

@@ -1,10 +1,15 @@
-"""The options that several commands have: what they take, and what `--help` says of them."""
+"""What several commands are told: the options, what `--help` says of them, and what they stand for."""
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from gradmem_bench.errors import UserError
+
+if TYPE_CHECKING:
+    from gradmem_bench.results import RunRecord
 
 
 class Device(StrEnum):
@@ -23,25 +28,6 @@ class StoredAs(StrEnum):
     bfloat16 = "bfloat16"
     int8 = "int8"
     int4 = "int4"
-
-
-class Format(StrEnum):
-    table = "table"
-    markdown = "markdown"
-    csv = "csv"
-    latex = "latex"
-    json = "json"
-
-
-class ProfileFormat(StrEnum):
-    table = "table"
-    json = "json"
-
-
-class Listed(StrEnum):
-    methods = "methods"
-    tasks = "tasks"
-    runs = "runs"
 
 
 Methods = Annotated[
@@ -110,3 +96,24 @@ IncludePath = Annotated[
     list[Path] | None,
     typer.Option("--include-path", help="A folder of your own method and task YAML files. May be repeated."),
 ]
+Runs = Annotated[list[Path] | None, typer.Argument(help="Records, or folders of them; by default ./runs.")]
+
+
+def torch_device(device: Device) -> str:
+    """What torch calls the device; raises UserError where it has none."""
+    import torch
+
+    available = torch.cuda.is_available()
+    if device == Device.cuda and not available:
+        raise UserError("--device cuda: this machine's torch sees no GPU; take --device cpu.")
+    return "cuda" if device != Device.cpu and available else "cpu"
+
+
+def records_of(runs: list[Path] | None) -> "dict[Path, RunRecord]":
+    """The records that `runs` stands for, by their files; raises UserError where there are none."""
+    from gradmem_bench.results import find_records
+
+    records = find_records(runs or [Path("runs")])
+    if not records:
+        raise UserError("There are no records here; make some with gradmem-bench run, or name a folder that has them.")
+    return records

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from gradmem_bench.options import IncludePath
+from gradmem_bench.commands.options import IncludePath
 
 
 def check(

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gradmem_bench.errors import UserError
-from gradmem_bench.options import Device, RunDevice
+from gradmem_bench.commands.options import Device, RunDevice, torch_device
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,16 +59,7 @@ def reproduce(
             _list(console, experiment, scale, size, archive)
         return
     for experiment, size in wanted:
-        _answer(console, experiment, scale, size, archive, output, _torch_device(device))
-
-
-def _torch_device(device: Device) -> str:
-    import torch
-
-    available = torch.cuda.is_available()
-    if device == Device.cuda and not available:
-        raise UserError("--device cuda: this machine's torch sees no GPU; take --device cpu.")
-    return "cuda" if device != Device.cpu and available else "cpu"
+        _answer(console, experiment, scale, size, archive, output, torch_device(device))
 
 
 def _answer(

@@ -1,4 +1,4 @@
-"""`gradmem-bench leaderboard`: nothing heavy is imported before a command needs it."""
+"""`gradmem-bench leaderboard`: records that are published."""
 
 from pathlib import Path
 from typing import Annotated

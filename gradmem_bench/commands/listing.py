@@ -1,0 +1,67 @@
+"""`gradmem-bench list` and `show`: what there is, and what is in it."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gradmem_bench.commands.options import IncludePath
+
+
+class Listed(StrEnum):
+    methods = "methods"
+    tasks = "tasks"
+    runs = "runs"
+
+
+def list_entries(
+    what: Annotated[Listed, typer.Argument(help="What to list.")],
+    include_path: IncludePath = None,
+    output: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
+) -> None:
+    """List methods, tasks or runs, and where each comes from."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    if what == Listed.runs:
+        from gradmem_bench.results import find_records
+
+        table = Table("method", "task", "exact match", box=None, header_style="bold")
+        # A folder's name is of use only whole.
+        table.add_column("folder", overflow="fold")
+        for path, record in find_records([output] if output.exists() else []).items():
+            score = record.metrics["exact_match"].value
+            table.add_row(
+                record.method.name,
+                record.task.name,
+                "–" if score is None else f"{score:.3f}",
+                str(path.parent),
+            )
+    else:
+        from gradmem_bench.registry import entries
+
+        table = Table(box=None, header_style="bold")
+        # A name is of use only whole; so is a folder.
+        table.add_column("name", no_wrap=True)
+        table.add_column("what it is", overflow="fold")
+        table.add_column("from", overflow="fold")
+        for entry in entries("method" if what == Listed.methods else "task", include_path or []):
+            # What a plugin is, beside its class, is known when it is imported.
+            group = f"group: {', '.join(entry.members)}" if entry.members else ""
+            about = entry.description or group or entry.target
+            table.add_row(entry.name, escape(about), escape(entry.package or entry.origin))
+    Console().print(table if table.row_count else f"There are no {what.value} yet.")
+
+
+def show(
+    name: Annotated[str, typer.Argument(help="A method's or a task's name.")],
+    include_path: IncludePath = None,
+) -> None:
+    """Show a method or a task in full: every default, the file it comes from, and the paper."""
+    from rich.console import Console
+
+    from gradmem_bench.reporting.plans import resolved_yaml
+
+    Console().print(resolved_yaml(name, include_path or []))

@@ -1,0 +1,65 @@
+"""`gradmem-bench pretrain`: a small language model of plain text."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gradmem_bench.commands.options import Device, Dtype, RunDevice, Seed, torch_device
+
+
+def pretrain(
+    preset: Annotated[str, typer.Option(help="A preset's name (see backbones/), or the path of its YAML.")],
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="Text files, or JSON lines or Parquet with a column 'text': one file or a folder. Files whose names "
+            "begin with 'validation' or 'test' are held out, else every 100th document."
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option(help="The folder that --backbone takes afterwards; a killed pretraining goes on in it.")
+    ],
+    tokenizer: Annotated[
+        str | None, typer.Option(help="A folder or a hub id, in place of the preset's tokenizer.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps, in place of the preset's.")] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="Stop after so many seconds of training, the learning rate at its end.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="A setting of the training or the backbone (training.batch_size=8). May be repeated.",
+        ),
+    ] = None,
+    seed: Seed = 0,
+    device: RunDevice = Device.auto,
+    dtype: Annotated[
+        Dtype, typer.Option(help="Precision of the computation; the weights stay float32.")
+    ] = Dtype.float32,
+) -> None:
+    """Train a small language model on plain text, for --backbone.
+
+    [dim]gradmem-bench pretrain --preset llama_26m --data TEXTS --output lm --dtype bfloat16[/]
+    """
+    from gradmem_bench.config import merge, parse_assignments
+    from gradmem_bench.registry import pretraining_recipe
+
+    recipe = pretraining_recipe(preset)
+    own = {
+        "backbone": {} if tokenizer is None else {"tokenizer": tokenizer},
+        "training": {key: value for key, value in (("steps", steps), ("seconds", seconds)) if value is not None},
+    }
+    given = merge(parse_assignments(settings or []), own)
+    from rich.console import Console
+
+    from gradmem_bench.pretraining import perform, resolve
+    from gradmem_bench.reporting.progress import RunDisplay
+
+    console = Console()
+    plan = resolve(recipe, data, given, seed, torch_device(device), dtype.value)
+    console.rule(f"[bold]{recipe.name}[/] · {plan.backbone.name}", align="left")
+    perform(plan, output, RunDisplay(console))
