@@ -108,8 +108,9 @@ def _list(console: "Console", experiment: "Experiment", name: str, scale: "Scale
     absent = missing(runs, archive)
     console.print(Text(f"{experiment.figure} · {experiment.title} · scale {name}", style="bold"))
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
-    for header in ("name", "task", "setting", "seeds", "starts from", "trainings", "evaluations"):
-        table.add_column(header, overflow="fold")
+    for header in ("name", "task", "setting", "seeds", "starts from", "to train", "runs"):
+        # A setting is of use only whole.
+        table.add_column(header, overflow="fold", no_wrap=header == "setting")
     rows: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
         told = {key: value for key, value in run.setting.items() if key not in run.evaluation}

@@ -222,9 +222,6 @@ def performance_report(folders: Iterable[Path], paper: PaperFigure | None) -> "R
     parts: list[RenderableType] = []
     for path in (path for folder in folders for path in sorted(folder.glob("meta_gradient-*.json"))):
         record = json.loads(path.read_text(encoding="utf-8"))
-        if "K" not in record["rows"][0]:
-            # From a benchmark before the present one.
-            continue
         unit = "pairs" if record["model"] == "kv" else "tokens"
         told = f"{record['model']} · {record['machine']['device']} · batch {record['batch']} · {path.name}"
         rows = [
