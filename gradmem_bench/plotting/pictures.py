@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 
 from gradmem_bench.config import fingerprint, format_bytes
-from gradmem_bench.reporting.comparison import PRIMARY, Comparison, comparison
-from gradmem_bench.results import RunRecord
+from gradmem_bench.reporting.comparison import Comparison, comparison
+from gradmem_bench.results import RunRecord, metric_title, primary_metric
 
 DRAWN = {
     "bytes": "records with a score",
@@ -60,8 +60,10 @@ def _figure(title: str, width: float = 6.4, height: float = 4.2) -> tuple[Figure
     return figure, axes
 
 
-def _score_axis(axes: Axes, name: str = "exact match") -> None:
-    axes.set_ylim(-0.02, 1.04)
+def _score_axis(axes: Axes, name: str, scores: Iterable[float]) -> None:
+    # A task's own metric may be any number; all others are shares.
+    if all(0 <= score <= 1 for score in scores):
+        axes.set_ylim(-0.02, 1.04)
     axes.set_ylabel(name)
     axes.grid(axis="y", color="0.88", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -79,17 +81,17 @@ def _looks(names: Iterable[str]) -> dict[str, dict]:
     }
 
 
-def _errors(records: Sequence[RunRecord]) -> list[list[float]]:
+def _errors(records: Sequence[RunRecord], metric: str) -> list[list[float]]:
     """What lies below and above each score, for `errorbar`; nothing where there is no interval."""
-    found = [record.metrics[PRIMARY] for record in records]
+    found = [record.metrics[metric] for record in records]
     return [
         [0.0 if one.low is None else one.value - one.low for one in found],
         [0.0 if one.high is None else one.high - one.value for one in found],
     ]
 
 
-def _score(record: RunRecord) -> float | None:
-    return record.metrics[PRIMARY].value if PRIMARY in record.metrics else None
+def _score(record: RunRecord, metric: str) -> float | None:
+    return record.metrics[metric].value if metric in record.metrics else None
 
 
 def _file(*parts: str) -> str:
@@ -125,9 +127,9 @@ def _against(
         place = _logarithmic(axes, [cost(row.record) for row in rows], base, text)
         for method, look in looks.items():
             own = [row.record for row in rows if row.record.method.name == method]
-            xs, ys = [place(cost(record)) for record in own], [_score(record) for record in own]
+            xs, ys = [place(cost(record)) for record in own], [_score(record, table.ranked_by) for record in own]
             style = look | {"linestyle": "none", "markersize": 7, "markeredgecolor": "white", "capsize": 3, "zorder": 3}
-            axes.errorbar(xs, ys, yerr=_errors(own), label=method, **style)
+            axes.errorbar(xs, ys, yerr=_errors(own, table.ranked_by), label=method, **style)
         front = pareto_front([(cost(row.record), row.score) for row in rows])
         xs, ys = zip(*((place(x), y) for x, y in front), strict=True)
         axes.step(
@@ -135,7 +137,7 @@ def _against(
             label="Pareto front", zorder=2,
         )  # fmt: skip
         axes.set_xlabel(axis)
-        _score_axis(axes)
+        _score_axis(axes, table.title_of(table.ranked_by), [row.score for row in rows])
         _legend(axes)
         yield _file(kind, table.rows[0].record.task.name, str(number)), figure
 
@@ -179,11 +181,13 @@ def _pairs(records: Iterable[RunRecord]) -> Pictures:
     """One picture a task and backbone, one line a configuration of a method; of several seeds, through their mean."""
     groups: dict[str, list[RunRecord]] = {}
     for record in records:
-        if "pairs" in record.task.settings and _score(record) is not None:
+        if "pairs" in record.task.settings:
             rest = {key: value for key, value in record.task.settings.items() if key not in ("pairs", "test_contexts")}
             key = fingerprint([record.task.name, record.task.version, record.backbone.weights_hash, rest])
             groups.setdefault(key, []).append(record)
     for number, group in enumerate(groups.values(), start=1):
+        metric = primary_metric(group)
+        group = [record for record in group if _score(record, metric) is not None]
         if len({record.task.settings["pairs"] for record in group}) < 2:
             continue
         figure, axes = _figure(f"{group[0].task.name} · {group[0].backbone.name}")
@@ -194,8 +198,9 @@ def _pairs(records: Iterable[RunRecord]) -> Pictures:
             own.sort(key=lambda record: record.task.settings["pairs"])
             xs = [record.task.settings["pairs"] for record in own]
             style = {"color": look["color"], "marker": look["marker"], "linestyle": "none", "capsize": 3}
-            axes.errorbar(xs, [_score(record) for record in own], yerr=_errors(own), label=label, **style)
-            means = {x: fmean(_score(one) for one in own if one.task.settings["pairs"] == x) for x in xs}
+            scores = [_score(record, metric) for record in own]
+            axes.errorbar(xs, scores, yerr=_errors(own, metric), label=label, **style)
+            means = {x: fmean(_score(one, metric) for one in own if one.task.settings["pairs"] == x) for x in xs}
             axes.plot(list(means), list(means.values()), color=look["color"], linestyle=look["linestyle"])
         ticks = sorted({record.task.settings["pairs"] for record in group})
         axes.set_xscale("log", base=2)
@@ -203,7 +208,7 @@ def _pairs(records: Iterable[RunRecord]) -> Pictures:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FixedFormatter([str(tick) for tick in ticks]))
         axes.set_xlabel("pairs in a context")
-        _score_axis(axes)
+        _score_axis(axes, metric_title(metric, group[0].task), [_score(record, metric) for record in group])
         _legend(axes)
         yield _file("pairs", group[0].task.name, str(number)), figure
 
@@ -240,25 +245,26 @@ def _steps(tables: Sequence[Comparison]) -> Pictures:
             if len(cells) > 1:
                 yield (
                     _file("steps", table.rows[0].record.task.name, method, str(number)),
-                    _heat_map(f"{table.title} · {method}", cells),
+                    _heat_map(f"{table.title} · {method}", cells, table),
                 )
 
 
-def _heat_map(title: str, cells: dict[tuple[int, int], list[RunRecord]]) -> Figure:
+def _heat_map(title: str, cells: dict[tuple[int, int], list[RunRecord]], table: Comparison) -> Figure:
+    metric = table.ranked_by
     trained, evaluated = (sorted({key[side] for key in cells}) for side in (0, 1))
     figure, axes = _figure(title, 1.6 + 1.15 * len(evaluated) + 1.0, 1.3 + 0.75 * len(trained))
-    means = {key: fmean(_score(record) for record in own) for key, own in cells.items()}
+    means = {key: fmean(_score(record, metric) for record in own) for key, own in cells.items()}
     grid = [[means.get((row, column), float("nan")) for column in evaluated] for row in trained]
-    picture = axes.imshow(grid, cmap="Greys", vmin=0, vmax=1, aspect="auto", origin="lower")
+    picture = axes.imshow(grid, cmap="Greys", vmin=0, vmax=max(1.0, *means.values()), aspect="auto", origin="lower")
     for (row, column), own in cells.items():
-        scores = [_score(record) for record in own]
-        found = own[0].metrics[PRIMARY]
+        scores = [_score(record, metric) for record in own]
+        found = own[0].metrics[metric]
         if len(own) > 1:
             below = f"{len(own)} runs, {min(scores):.2f}–{max(scores):.2f}"
         else:
             below = "no interval" if found.low is None else f"[{found.low:.3f}, {found.high:.3f}]"
         mean = means[row, column]
-        colour = "white" if mean >= 0.5 else "black"
+        colour = "white" if mean >= picture.norm.vmax / 2 else "black"
         axes.text(
             evaluated.index(column), trained.index(row), f"{mean:.3f}\n{below}",
             ha="center", va="center", color=colour, fontsize=7.5,
@@ -267,7 +273,7 @@ def _heat_map(title: str, cells: dict[tuple[int, int], list[RunRecord]]) -> Figu
     axes.set_yticks(range(len(trained)), [str(k) for k in trained])
     axes.set_xlabel("K at evaluation")
     axes.set_ylabel("K at training")
-    figure.colorbar(picture, ax=axes, label="exact match")
+    figure.colorbar(picture, ax=axes, label=table.title_of(metric))
     return figure
 
 
@@ -302,6 +308,6 @@ def _training(tables: Sequence[Comparison], folders: dict[str, Path]) -> Picture
                 axes.fill_between(steps, lows, highs, color=look["color"], alpha=0.12, linewidth=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("optimiser steps (hollow: an easier task of the curriculum)")
-        _score_axis(axes, "teacher-forced exact match, validation")
+        _score_axis(axes, "teacher-forced exact match, validation", ())
         _legend(axes)
         yield _file("training", table.rows[0].record.task.name, str(number)), figure
