@@ -113,6 +113,9 @@ def _table(number: int, table: Comparison, links: dict[str, str], published: Seq
         "asked": f"{record.task.queries:,} queries on {record.task.contexts:,} contexts",
         "settings": ", ".join(f"{key} {value}" for key, value in record.task.settings.items()),
         "rows": [_row(f"row-{number}-{index}", row, links) for index, row in enumerate(table.rows, start=1)],
+        "missing": [
+            f"{', '.join(section.missing)} {section.heading}".rstrip() for section in table.sections if section.missing
+        ],
         "paper": reference,
         "caption": list(table.caption),
     }

@@ -118,7 +118,7 @@
 
   const tip = document.getElementById("tip");
   const seeds = (row) => row.runs > 1
-    ? `, seeds ${row.seeds.map((one) => `${one.seed}: ${one.score.toFixed(3)}`).join(", ")}` : "";
+    ? `, seeds ${row.seeds.map((one) => `${one.seed}: ${one.score?.toFixed(3) ?? "–"}`).join(", ")}` : "";
   const showTip = (point, row, metric) => {
     const interval = row.interval_text ? ` ${row.interval_text}` : "";
     tip.replaceChildren();
@@ -238,7 +238,7 @@
       if (row.low !== null) {
         svg("path", { class: "whisker", d: `M0 ${y(row.low)}V${y(row.high)}M-4 ${y(row.low)}h8M-4 ${y(row.high)}h8` }, point);
       }
-      for (const seed of row.runs > 1 ? row.seeds : []) {
+      for (const seed of row.runs > 1 ? row.seeds.filter((one) => one.score !== null) : []) {
         svg("circle", { class: "seed", cx: 0, cy: y(seed.score), r: 3 }, point);
       }
       svg("circle", { class: "halo", cx: 0, cy: above, r: 12 }, point);

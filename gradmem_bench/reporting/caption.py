@@ -183,6 +183,10 @@ def _baseline_lines(
         yield f"No interval for the difference of {', '.join(dict.fromkeys(labels))}: {reason}."
 
 
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
 def _grouped(pairs: Iterable[tuple]) -> dict[str, list[str]]:
     """What has a reason, by the reason."""
     groups: dict[str, list[str]] = {}
@@ -197,10 +201,7 @@ def _seed_lines(rows: dict[str, Row], verdicts: bool) -> Iterable[str]:
     several = {label: row for label, row in trained.items() if len(row.seeds) > 1}
     for seeds in dict.fromkeys(row.seeds for row in several.values()):
         alike = {label: row for label, row in several.items() if row.seeds == seeds}
-        scores = [
-            f"{label} ({', '.join(f'{record.metrics[row.ranked_by].value:.3f}' for record in row.records)})"
-            for label, row in alike.items()
-        ]
+        scores = [f"{label} ({', '.join(map(_number, row.by_seed()))})" for label, row in alike.items()]
         # So many figures would bury the rest of the caption; CSV and JSON have them all.
         named = ", ".join(scores) if len(scores) <= 4 else f"{len(scores)} rows"
         yield f"Over seeds {', '.join(map(str, seeds))}: {named}; the intervals are for other seeds too."

@@ -47,7 +47,7 @@ def to_latex(tables: Iterable[Comparison]) -> str:
     blocks = [r"% \usepackage{booktabs}"]
     for table in tables:
         columns = columns_of(table)
-        headers = [" ".join(column.header.split()) for column in columns]
+        headers = [" ".join(column.header.split()).replace("/ ", "/") for column in columns]
         lines = [rf"\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}", r"\toprule", _latex_line(headers)]
         for section in table.sections:
             lines.append(r"\midrule")
@@ -122,8 +122,8 @@ def _flat(row: Row) -> dict[str, Any]:
         **_capacity(row),
         "n_seeds": len(row.seeds),
         "seeds": " ".join(map(str, row.seeds)),
-        "exact_match_by_seed": _by_seed(row, "exact_match"),
-        "score_by_seed": _by_seed(row, row.ranked_by),
+        "exact_match_by_seed": " ".join(str(one.metrics["exact_match"].value) for one in row.records),
+        "score_by_seed": " ".join(map(str, row.by_seed())),
         **{
             f"train_{name}": row.trained(name)
             for name in ("steps", "queries", "tokens", "flops", "seconds", "tuned_trials", "trained_parameters")
@@ -158,10 +158,6 @@ def _versus(row: Row, name: str) -> dict[str, Any]:
         f"{prefix}_reason": found.get("reason"),
         f"{prefix}_baseline": versus and versus.baseline,
     }
-
-
-def _by_seed(row: Row, name: str) -> str:
-    return " ".join(str(one.metrics[name].value) for one in row.records if name in one.metrics)
 
 
 def _phases(row: Row) -> dict[str, Any]:

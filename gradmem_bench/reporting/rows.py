@@ -79,6 +79,11 @@ class Row:
     def score(self) -> float | None:
         return self.result.value if self.result else None
 
+    def by_seed(self) -> list[float | None]:
+        """The scores of its records, in the order of their seeds."""
+        found = [record.metrics.get(self.ranked_by) for record in self.records]
+        return [one.value if one else None for one in found]
+
     @property
     def capacity(self) -> Capacity | None:
         """What the states hold of the task's values, at the exact match of all seeds; `None` where no record says."""

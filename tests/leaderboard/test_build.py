@@ -105,6 +105,8 @@ def test_the_normalised_score_and_the_sizes_are_those_of_the_records(filled, tmp
     assert (best["bytes"], best["positions"], best["budget"]) == (2048, 8, "8 positions")
     assert best["low"] < 0.775 < best["high"]
     assert sum(row["role"] == "floor" for row in rows.values()) == 1
+    # What was not run under a bound under which others were is said.
+    assert data["tables"][0]["missing"] == ["gradmem at most 4 KiB"]
 
 
 def test_the_page_needs_no_network_and_what_records_say_is_never_run(filled, tmp_path):

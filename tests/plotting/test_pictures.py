@@ -4,10 +4,10 @@ import pytest
 from boards import edit, write_run
 from commands import command
 from matplotlib.colors import to_rgb
-from records import TASK
+from records import TASK, measured_costs, metric
 
 from gradmem_bench.plotting.pictures import draw, pareto_front
-from gradmem_bench.results import Costs, PhaseCosts, Quantity, RunRecord, find_records
+from gradmem_bench.results import RunRecord, find_records
 
 
 def drawn(kind: str, folder: Path):
@@ -57,6 +57,32 @@ def test_score_against_bytes_has_every_record_at_its_bytes_with_its_interval_and
     assert list(front.get_ydata()) == pytest.approx([4 / 60, 0.75, 0.95, 0.95])
 
 
+def test_what_a_task_is_scored_with_is_drawn(tmp_path):
+    own = TASK.model_copy(update={"own_metric": "points", "settings": {"pairs": 4}})
+    hits = [1.0] * 256 + [0.0] * 256
+    for method, right, points in (("gradmem", 15, 3.5), ("rmt", 45, 1.5)):
+        for pairs in (4, 8):
+            score = metric("task_score", [points + 0.01 * pairs + 0.5 * hit for hit in hits])
+            metrics = {"exact_match": metric("exact_match", hits), "task_score": score}
+            task = own.model_copy(update={"settings": {"pairs": pairs}})
+            write_run(tmp_path / f"{pairs}" / method, method, right + pairs, task=task, metrics=metrics)
+    axes = drawn("bytes", tmp_path / "4")
+    assert containers(axes)["gradmem"][0] == [(2048, pytest.approx(3.79))]
+    assert axes.get_ylabel() == "points" and axes.get_ylim()[1] > 3.79
+    front = next(line for line in axes.lines if line.get_label() == "Pareto front")
+    assert list(front.get_ydata()) == [pytest.approx(3.79)] * 2
+    axes = drawn("pairs", tmp_path)
+    points, bars = containers(axes)["rmt"]
+    assert points == [(4, pytest.approx(1.79)), (8, pytest.approx(1.83))]
+    assert axes.get_ylabel() == "points" and all(low < high for low, high in bars)
+    # Of text, F1 says more than exact match.
+    text = TASK.model_copy(update={"normalized_answers": True})
+    record = write_run(tmp_path / "text", "gradmem", 30, task=text)
+    axes = drawn("bytes", tmp_path / "text")
+    assert axes.get_ylabel() == "F1" and record.metrics["f1"].value == 0.75
+    assert containers(axes)["gradmem"][0] == [(2048, 0.75)]
+
+
 def test_methods_are_told_apart_in_grey(tmp_path):
     for method in ("gradmem", "rmt", "truncated_text", "full_kv"):
         write_run(tmp_path / method, method, 30)
@@ -103,21 +129,9 @@ def test_inner_steps_at_training_and_evaluation_make_a_map(tmp_path):
 
 
 def test_score_against_the_flops_of_a_write(tmp_path):
-    def costs(flops: float | None) -> Costs:
-        phase = PhaseCosts(
-            flops=Quantity(value=flops, reason=None if flops is not None else "not counted"),
-            seconds=0.1,
-            seconds_low=0.1,
-            seconds_high=0.1,
-            repetitions=3,
-            batch_size=8,
-            peak_bytes=Quantity(value=None, reason="no accelerator"),
-        )
-        return Costs(write_seconds_per_context=0.1, read_seconds_per_query=0.1, batch_size=8, write=phase)
-
-    write_run(tmp_path / "a", "gradmem", 45, costs=costs(3e9))
-    write_run(tmp_path / "b", "rmt", 24, costs=costs(1e9))
-    write_run(tmp_path / "c", "full_kv", 57, "ceiling", costs=costs(None))
+    write_run(tmp_path / "a", "gradmem", 45, costs=measured_costs(3e9))
+    write_run(tmp_path / "b", "rmt", 24, costs=measured_costs(1e9))
+    write_run(tmp_path / "c", "full_kv", 57, "ceiling", costs=measured_costs(None))
     found = containers(drawn("flops", tmp_path))
     assert {label: points for label, (points, _) in found.items()} == {"gradmem": [(3e9, 0.75)], "rmt": [(1e9, 0.4)]}
 
