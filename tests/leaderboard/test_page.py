@@ -8,6 +8,7 @@ import pytest
 from gradmem_bench.leaderboard.build import build
 
 WIDTH = "return document.documentElement.scrollWidth"
+WIDEST = "return Math.max(...[...document.querySelectorAll('.group .scroll')].map(place => place.scrollWidth))"
 
 
 @pytest.fixture(scope="module")
@@ -189,8 +190,7 @@ def test_a_phone_shows_all_without_scrolling_sideways(opened, page):
     show(opened, 390, 844)
     opened.get(page)
     assert opened.execute_script(WIDTH) == 390
-    widest = "return Math.max(...[...document.querySelectorAll('.group .scroll')].map(place => place.scrollWidth))"
-    assert opened.execute_script(widest) <= 362
+    assert opened.execute_script(WIDEST) <= 362
     button = seen(opened, "#table-1 .open button")[0]
     opened.execute_script("arguments[0].scrollIntoView({behavior: 'instant', block: 'center'})", button)
     button.click()
@@ -214,3 +214,7 @@ def test_the_published_leaderboard_makes_a_page_without_errors(browser, publishe
     browser.get(build(published, tmp_path / "index.html").as_uri())
     assert browser.get_log("browser") == []
     assert len(find(browser, ".point")) == len(find(browser, "tr.run")) >= 10
+    show(browser, 390, 844)
+    browser.get(browser.current_url)
+    assert browser.execute_script(WIDTH) == 390
+    assert browser.execute_script(WIDEST) <= 362
