@@ -23,7 +23,6 @@ from gradmem_bench.flops import flop_counter
 from gradmem_bench.methods.base import MemoryMethod
 from gradmem_bench.methods.full_kv import FullKV
 from gradmem_bench.methods.truncated_text import TruncatedText
-from gradmem_bench.metrics import recalled_bits
 from gradmem_bench.results import (
     Alternative,
     Capacity,
@@ -294,22 +293,4 @@ def capacity(task: Task, exact_match: MetricResult, state_bytes: float) -> Capac
     """What states of a mean size hold of the task's values at this exact match; `None` where that is not known."""
     if task.independent_values is None:
         return None
-    count, bits = task.independent_values
-    low, value, high = (
-        None if share is None else count * recalled_bits(share, bits)
-        for share in (exact_match.low, exact_match.value, exact_match.high)
-    )
-    if value is None:
-        density = Quantity(value=None, reason=exact_match.reason)
-    elif not state_bytes:
-        density = Quantity(value=None, reason="the state has no bytes")
-    else:
-        density = Quantity(value=value / state_bytes)
-    return Capacity(
-        values=count,
-        value_bits=bits,
-        recalled_bits=value,
-        recalled_bits_low=low,
-        recalled_bits_high=high,
-        bits_per_state_byte=density,
-    )
+    return Capacity.of(*task.independent_values, exact_match, state_bytes)

@@ -17,6 +17,8 @@ from gradmem_bench.results import (
     MeasuredFootprint,
     MethodRecord,
     MetricResult,
+    PhaseCosts,
+    Quantity,
     RunRecord,
     SourceRecord,
     SwapTest,
@@ -159,6 +161,29 @@ def demo_records() -> list[RunRecord]:
     ]
 
 
+def measured_costs(write_flops: float | None, read_flops: float | None = 1e6, seconds: float = 0.1) -> Costs:
+    """Costs of phases that were measured apart, the operations counted or not."""
+
+    def phase(flops: float | None) -> PhaseCosts:
+        return PhaseCosts(
+            flops=Quantity(value=flops, reason="not counted" if flops is None else None),
+            seconds=seconds,
+            seconds_low=0.9 * seconds,
+            seconds_high=1.1 * seconds,
+            repetitions=3,
+            batch_size=8,
+            peak_bytes=Quantity(value=None, reason="no accelerator"),
+        )
+
+    return Costs(
+        write_seconds_per_context=seconds,
+        read_seconds_per_query=seconds,
+        batch_size=8,
+        write=phase(write_flops),
+        read=phase(read_flops),
+    )
+
+
 def example_row(example_id: str = "test-0-0", **changes: Any) -> ExampleRow:
     values = {
         "example_id": example_id,
@@ -181,14 +206,25 @@ def example_row(example_id: str = "test-0-0", **changes: Any) -> ExampleRow:
 
 
 def write_run(
-    folder: Path, right: Sequence[bool], method: str = "gradmem", queries: int = 1, seed: int = 0, **changes: Any
+    folder: Path,
+    right: Sequence[bool],
+    method: str = "gradmem",
+    queries: int = 1,
+    seed: int = 0,
+    own: Sequence[float | None] | None = None,
+    **changes: Any,
 ) -> RunRecord:
     """A run's folder, with all its files: of each context so many `queries`, answered right or wrong as `right` says.
 
-    `changes` replace fields of the record.
+    `own` are the scores of the task's own metric; `changes` replace fields of the record.
     """
     rows = [
-        example_row(f"test-{index // queries}-{index % queries}", exact_match=bool(hit), f1=1.0 if hit else 0.25)
+        example_row(
+            f"test-{index // queries}-{index % queries}",
+            exact_match=bool(hit),
+            f1=1.0 if hit else 0.25,
+            task_score=None if own is None else own[index],
+        )
         for index, hit in enumerate(right)
     ]
     log = ExampleLog(folder)

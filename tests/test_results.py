@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pyarrow.parquet
 import pytest
-from records import example_row, run_record
+from commands import command
+from records import example_row, run_record, write_run
 
 import gradmem_bench
 from gradmem_bench.errors import UserError
@@ -235,3 +236,30 @@ def test_the_code_version_is_the_checkouts_own(tmp_path):
     (root / "methods").mkdir()
     (root / "methods" / "mine.yaml").write_text("name: mine")
     assert found() == (commit, True)
+
+
+def test_a_damaged_record_is_left_out_with_one_warning_and_named_files_are_not(tmp_path):
+    write_run(tmp_path / "gradmem", [True] * 35 + [False] * 15)
+    whole = (tmp_path / "gradmem" / "run.json").read_bytes()
+    bad = tmp_path / "rmt" / "run.json"
+    bad.parent.mkdir()
+    for damage, reason in [
+        (whole[:500], "is damaged, it is not JSON"),
+        (b"\xff\xfe", "is damaged, it is not JSON"),
+        (b"[]", "is not the record of a run"),
+        (whole.replace(b'"schema_version": 1', b'"schema_version": 99'), "has schema version 99"),
+        (whole.replace(b'"run_id"', b'"run"'), "run_id"),
+    ]:
+        bad.write_bytes(damage)
+        for words in (["compare", tmp_path], ["list", "runs", "--output", tmp_path]):
+            done = command(*words)
+            assert done.code == 0 and "gradmem" in done.output and "0.700" in done.output
+            [line] = done.errors.splitlines()
+            assert line.startswith(f"warning: {bad}") and reason in line and line.endswith("It is left out.")
+        done = command("compare", tmp_path, bad)
+        assert done.code == 2 and reason in done.errors
+        done = command("leaderboard", "check", "--board", tmp_path)
+        assert done.code == 2 and f"{bad.parent}: {bad}" in done.output and reason in done.output
+    (tmp_path / "gradmem" / "run.json").unlink()
+    done = command("compare", tmp_path)
+    assert done.code == 2 and "There are no records here" in done.errors

@@ -12,9 +12,20 @@ from urllib.parse import quote
 from gradmem_bench.config import Budget, format_bytes
 from gradmem_bench.errors import UserError
 from gradmem_bench.leaderboard.check import check
-from gradmem_bench.leaderboard.paper import PaperFigure, PaperRow, belongs, figures
-from gradmem_bench.reporting.comparison import PRIMARY, Comparison, Row, comparison
-from gradmem_bench.results import Measured, PhaseCosts, Quantity, RunRecord, metric_results, read_examples
+from gradmem_bench.leaderboard.paper import PaperFigure, PaperRow, belongs, figures_of
+from gradmem_bench.reporting.caption import shared_backbone
+from gradmem_bench.reporting.comparison import Comparison, Row, comparison
+from gradmem_bench.reporting.profiles import format_count
+from gradmem_bench.reporting.tables import figures
+from gradmem_bench.results import (
+    Measured,
+    PhaseCosts,
+    Quantity,
+    RunRecord,
+    metric_results,
+    metric_title,
+    read_examples,
+)
 
 TEACHER_FORCED = "teacher_forced_exact_match"
 NOTHING = "–"
@@ -33,18 +44,17 @@ def build(board: Path, output: Path) -> Path:
     for one in checked:
         if one.problems:
             raise UserError(f"There is no page of {one.path.parent}, which is not in order. {one.problems[0]}")
+    examples = {one.record.run_id: read_examples(one.path.parent) for one in checked}
     found = {
-        one.path: one.record.model_copy(update={"metrics": metric_results(read_examples(one.path.parent))})
+        one.path: one.record.model_copy(update={"metrics": metric_results(examples[one.record.run_id])})
         for one in checked
     }
     output.parent.mkdir(parents=True, exist_ok=True)
     here = output.parent.resolve()
     links = {record.run_id: _link(path, here) for path, record in found.items()}
-    published = list(figures(board))
-    tables = [
-        _table(number, table, links, published)
-        for number, table in enumerate(comparison(found.values(), by="config"), start=1)
-    ]
+    published = list(figures_of(board))
+    compared = comparison(found.values(), by="config", examples=lambda record: examples[record.run_id])
+    tables = [_table(number, table, links, published) for number, table in enumerate(compared, start=1)]
     output.write_text(_page(tables, published), encoding="utf-8")
     return output
 
@@ -78,7 +88,7 @@ def _page(tables: list[dict[str, Any]], published: Sequence[PaperFigure]) -> str
         methods=sorted(methods),
         backbones=values("backbone"),
         budgets=values("budget"),
-        records=len(rows),
+        records=sum(row["runs"] for row in rows),
     )
 
 
@@ -92,16 +102,20 @@ def _table(number: int, table: Comparison, links: dict[str, str], published: Seq
         for figure in published
         for row in figure.rows
         if row.value is not None
-        and row.metric in (PRIMARY, TEACHER_FORCED)
+        and row.metric in (table.ranked_by, TEACHER_FORCED)
         and belongs(row, record.task.name, record.task.settings)
     ]
     return {
         "id": f"table-{number}",
         "title": record.task.name,
-        "backbone": record.backbone.name,
+        "backbone": shared_backbone(record for row in table.rows for record in row.records).name,
+        "metric": table.title_of(table.ranked_by),
         "asked": f"{record.task.queries:,} queries on {record.task.contexts:,} contexts",
         "settings": ", ".join(f"{key} {value}" for key, value in record.task.settings.items()),
         "rows": [_row(f"row-{number}-{index}", row, links) for index, row in enumerate(table.rows, start=1)],
+        "missing": [
+            f"{', '.join(section.missing)} {section.heading}".rstrip() for section in table.sections if section.missing
+        ],
         "paper": reference,
         "caption": list(table.caption),
     }
@@ -109,8 +123,11 @@ def _table(number: int, table: Comparison, links: dict[str, str], published: Seq
 
 def _row(name: str, row: Row, links: dict[str, str]) -> dict[str, Any]:
     """What the template shows of a row and what the chart draws, numbers unrounded beside their texts."""
-    record, score = row.record, row.metric(PRIMARY)
-    training, footprint, costs = record.training, record.footprint, record.costs
+    record, score = row.record, row.result
+    steps, seconds = row.trained("steps"), row.trained("seconds")
+    size, positions, kv = (row.size(name) for name in ("state_bytes", "read_positions", "read_kv_bytes"))
+    write = 1000 * row.mean(lambda one: one.costs.write_seconds_per_context)
+    read = 1000 * row.mean(lambda one: one.costs.read_seconds_per_query)
     budget = record.budget if record.method.role == "method" else None
     return {
         "id": name,
@@ -135,58 +152,93 @@ def _row(name: str, row: Row, links: dict[str, str]) -> dict[str, Any]:
         "interval_text": f"[{_number(score.low)}, {_number(score.high)}]" if score and score.low is not None else "",
         "normalized": row.normalized_score,
         "normalized_text": _number(row.normalized_score),
-        "seed": None if training is None else training.seed,
-        "bytes": footprint.state_bytes.mean,
-        "bytes_text": _size(footprint.state_bytes),
-        "positions": footprint.read_positions.mean,
-        "positions_text": _positions(footprint.read_positions),
-        "kv": footprint.read_kv_bytes.mean,
-        "kv_text": _size(footprint.read_kv_bytes),
-        "write": 1000 * costs.write_seconds_per_context,
-        "write_text": _figures(1000 * costs.write_seconds_per_context),
-        "read": 1000 * costs.read_seconds_per_query,
-        "read_text": _figures(1000 * costs.read_seconds_per_query),
-        "training": None if training is None else training.seconds,
-        "training_text": NOTHING if training is None else f"{training.steps:,} steps, {_time(training.seconds)}",
+        "runs": len(row.records),
+        "seeds": [_seed(one, row, links) for one in row.records],
+        "bytes": size.mean,
+        "bytes_text": _size(size),
+        "positions": positions.mean,
+        "positions_text": _positions(positions),
+        "kv": kv.mean,
+        "kv_text": _size(kv),
+        "write": write,
+        "write_text": figures(write),
+        "flops": row.flops("write"),
+        "flops_text": _count(row.flops("write")),
+        "read": read,
+        "read_text": figures(read),
+        "training": seconds,
+        "training_text": NOTHING if seconds is None else f"{steps:,.0f} steps, {_time(seconds)}",
         "warnings": _warnings(row),
-        "link": links[record.run_id],
-        "folder": links[record.run_id].rpartition("/")[0] + "/",
+        "details": _details(row),
+    }
+
+
+def _seed(record: RunRecord, row: Row, links: dict[str, str]) -> dict[str, Any]:
+    """One of a row's runs: what it scored, where its record is, the command that made it."""
+    found, link = record.metrics.get(row.ranked_by), links[record.run_id]
+    interval = "" if found is None or found.low is None else f" [{_number(found.low)}, {_number(found.high)}]"
+    return {
+        "seed": None if record.training is None else record.training.seed,
+        "score": found.value if found else None,
+        "score_text": f"{_number(found.value if found else None)}{interval}",
+        "link": link,
+        "folder": link.rpartition("/")[0] + "/",
         "command": shlex.join(record.command),
-        "details": _details(record),
+        "details": _run_details(record),
     }
 
 
 def _warnings(row: Row) -> list[str]:
-    swap = row.record.swap_test.outcome.rstrip(".")
-    failed = [f"did not pass the swap test: {swap}"] if row.swap_failed else []
+    failed = [
+        f"did not pass the swap test: {record.swap_test.outcome.rstrip('.')}"
+        for record in row.records
+        if record.swap_test.passed is False
+    ]
     return failed + [f"over its budget: {clause}" for clause in row.over_budget]
 
 
-def _details(record: RunRecord) -> list[tuple[str, str]]:
-    """What stands in a row's fold, as names and texts; nothing that is not known."""
-    machine, code, training, source = record.environment, record.code, record.training, record.task.source
-    commit = f", commit {code.commit[:10]}{' (changed)' if code.dirty else ''}" if code.commit else ""
+def _details(row: Row) -> list[tuple[str, str]]:
+    """What stands in a row's fold and is the same for all its seeds, as names and texts; nothing that is not known."""
+    record, source = row.record, row.record.task.source
     found = [
-        ("Environment", f"{machine.device}, {machine.dtype}, {machine.threads} threads, {machine.platform}"),
-        ("Libraries", f"Python {machine.python}, torch {machine.torch}, transformers {machine.transformers}"),
-        ("Code", f"gradmem-bench {code.version}{commit}"),
         ("Method", f"{record.method.implementation}{_list(record.method.parameters)}"),
         ("Paper", record.method.citation),
         ("Data", f"{source.location}, hash {(source.content_hash or source.revision or 'none')[:16]}"),
         ("Backbone", f"{record.backbone.parameter_count:,} parameters, weights {record.backbone.weights_hash[:16]}"),
         ("State stored as", record.footprint.state_dtype),
+    ]
+    if row.capacity is not None:
+        bits, density = row.capacity.recalled_bits, row.capacity.bits_per_state_byte
+        total = f" ({figures(bits)} of {row.capacity.values * row.capacity.value_bits:g} bits)" if bits else ""
+        found.append(("Recalled bits per state byte", f"{_quantity(density)}{total}"))
+    for name, metric in row.metrics.items():
+        interval = f" [{_number(metric.low)}, {_number(metric.high)}]" if metric.low is not None else ""
+        of_seeds = f", {len(row.records)} seeds" if len(row.records) > 1 else ""
+        title = metric_title(name, record.task)
+        found.append((title, f"{_number(metric.value)}{interval}, n {metric.n:,}{of_seeds}"))
+    return [(name, text) for name, text in found if text]
+
+
+def _run_details(record: RunRecord) -> list[tuple[str, str]]:
+    """What is of one run alone."""
+    machine, code, training, costs = record.environment, record.code, record.training, record.costs
+    commit = f", commit {code.commit[:10]}{' (changed)' if code.dirty else ''}" if code.commit else ""
+    found = [
+        ("Environment", f"{machine.device}, {machine.dtype}, {machine.threads} threads, {machine.platform}"),
+        ("Libraries", f"Python {machine.python}, torch {machine.torch}, transformers {machine.transformers}"),
+        ("Code", f"gradmem-bench {code.version}{commit}"),
         ("Swap test", record.swap_test.outcome),
     ]
     if training is not None:
-        flops = f", {_scientific(training.flops)} FLOPs" if training.flops else ""
+        flops = f", {format_count(training.flops)} FLOPs" if training.flops else ""
+        begun = f"; went on from {training.initial_checkpoint}" if training.initial_checkpoint else ""
         found.append(
             (
                 "Training",
                 f"seed {training.seed}, {training.steps:,} steps, {training.tokens:,} tokens{flops}, "
-                f"{_time(training.seconds)}; {training.tuned_trials} settings tried before",
+                f"{_time(training.seconds)}; {training.tuned_trials} settings tried before{begun}",
             )
         )
-    costs = record.costs
     for title, phase in (("WRITE of a context", costs.write), ("READ of a query", costs.read)):
         if phase is not None:
             found.append((title, _phase(phase)))
@@ -194,25 +246,20 @@ def _details(record: RunRecord) -> list[tuple[str, str]]:
         if other is not None:
             even = f"{_quantity(other.break_even_flops)} by FLOPs, {_quantity(other.break_even_seconds)} by time"
             found.append((f"Queries until cheaper than {title}", even))
-    if record.capacity is not None:
-        found.append(("Recalled bits per state byte", _quantity(record.capacity.bits_per_state_byte)))
-    for name, metric in record.metrics.items():
-        interval = f" [{_number(metric.low)}, {_number(metric.high)}]" if metric.low is not None else ""
-        found.append((name.replace("_", " "), f"{_number(metric.value)}{interval}, n {metric.n:,}"))
-    return [(name, text) for name, text in [*found, ("Run", f"{record.run_id}, {record.created}")] if text]
+    return [*found, ("Run", f"{record.run_id}, {record.created}")]
 
 
 def _phase(phase: PhaseCosts) -> str:
-    low, high = _figures(1000 * phase.seconds_low), _figures(1000 * phase.seconds_high)
-    flops = "" if phase.flops.value is None else f", {_scientific(phase.flops.value)} FLOPs"
+    low, high = figures(1000 * phase.seconds_low), figures(1000 * phase.seconds_high)
+    flops = "" if phase.flops.value is None else f", {format_count(phase.flops.value)} FLOPs"
     return (
-        f"{_figures(1000 * phase.seconds)} ms (quartiles {low} to {high}, {phase.batch_size} together, "
+        f"{figures(1000 * phase.seconds)} ms (quartiles {low} to {high}, {phase.batch_size} together, "
         f"{phase.repetitions} times){flops}"
     )
 
 
 def _quantity(quantity: Quantity) -> str:
-    return quantity.reason or NOTHING if quantity.value is None else _figures(quantity.value)
+    return quantity.reason or NOTHING if quantity.value is None else figures(quantity.value)
 
 
 def _list(parameters: dict[str, Any]) -> str:
@@ -254,12 +301,8 @@ def _number(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.3f}"
 
 
-def _figures(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2g}"
-
-
-def _scientific(value: float) -> str:
-    return f"{value:.2g}".replace("e+", " × 10^") if value >= 1e5 else _figures(value)
+def _count(value: float | None) -> str:
+    return NOTHING if value is None else format_count(value)
 
 
 def _size(size: Measured) -> str:

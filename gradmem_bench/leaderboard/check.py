@@ -10,6 +10,7 @@ from gradmem_bench.config import Budget, fingerprint, format_bytes
 from gradmem_bench.errors import UserError
 from gradmem_bench.metrics import METRICS, exact_match, f1
 from gradmem_bench.results import (
+    Capacity,
     ExampleRow,
     Measured,
     MetricResult,
@@ -88,7 +89,7 @@ def problems(folder: Path, record: RunRecord) -> list[str]:
         return [str(error)]
     if (folder / "examples.jsonl").exists():
         return ["Its evaluation has not ended: there is an examples.jsonl, where an examples.parquet was expected."]
-    return [*_rows(record, rows), *_laws(record), *_sizes(record, rows)]
+    return [*_rows(record, rows), *_laws(record), *_sizes(record, rows), *_capacity(record)]
 
 
 # ---------------------------------------------------------------------------------------------- rows
@@ -222,6 +223,22 @@ def _sizes(record: RunRecord, rows: Sequence[ExampleRow]) -> Iterator[str]:
         stated, again = getattr(record.footprint, name), Measured.of([getattr(row, name) for row in contexts])
         if not all(_same(getattr(stated, part), getattr(again, part)) for part in ("mean", "min", "max")):
             yield f"The {title} were changed: the record says {_size(stated)}, and its rows make {_size(again)}."
+
+
+def _capacity(record: RunRecord) -> Iterator[str]:
+    stated = record.capacity
+    if stated is None:
+        return
+    exact, size = record.metrics["exact_match"], record.footprint.state_bytes.mean
+    again = Capacity.of(stated.values, stated.value_bits, exact, size)
+    names = ("recalled_bits", "recalled_bits_low", "recalled_bits_high")
+    densities = stated.bits_per_state_byte.value, again.bits_per_state_byte.value
+    if not all(_same(getattr(stated, name), getattr(again, name)) for name in names) or not _same(*densities):
+        yield (
+            f"The recalled bits were changed: the record says {_figure(stated.recalled_bits)} and "
+            f"{_figure(densities[0])} a state byte, and its exact match makes {_figure(again.recalled_bits)} and "
+            f"{_figure(densities[1])}."
+        )
 
 
 def _size(size: Measured) -> str:

@@ -117,12 +117,14 @@
   // ------------------------------------------------------------------------------------------- tooltip
 
   const tip = document.getElementById("tip");
-  const showTip = (point, row, axis) => {
+  const seeds = (row) => row.runs > 1
+    ? `, seeds ${row.seeds.map((one) => `${one.seed}: ${one.score?.toFixed(3) ?? "–"}`).join(", ")}` : "";
+  const showTip = (point, row, metric) => {
     const interval = row.interval_text ? ` ${row.interval_text}` : "";
     tip.replaceChildren();
     const name = document.createElement("b");
     name.textContent = row.label;
-    tip.append(name, `exact match ${row.score_text}${interval}`, document.createElement("br"),
+    tip.append(name, `${metric} ${row.score_text}${interval}${seeds(row)}`, document.createElement("br"),
       `state ${row.bytes_text}, READ ${row.positions_text} positions (${row.kv_text} of KV)`, document.createElement("br"),
       `WRITE ${row.write_text} ms, READ ${row.read_text} ms; ${row.training_text === "–" ? "not trained" : row.training_text}`);
     tip.hidden = false;
@@ -143,11 +145,16 @@
     return `${+(bytes / 1024 ** unit).toPrecision(3)} ${["B", "KiB", "MiB", "GiB"][unit]}`;
   };
   const plain = (value) => String(+value.toPrecision(3));
+  const count = (value) => {
+    const power = value < 1 ? 0 : Math.min(5, Math.floor(Math.log10(value) / 3 + 1e-9));
+    return `${+(value / 1000 ** power).toPrecision(3)} ${["", "k", "M", "G", "T", "P"][power]}`.trim();
+  };
   const axes = {
     bytes: { name: "state bytes of a context", base: 4, text: size },
     kv: { name: "KV bytes resident while answering", base: 4, text: size },
     positions: { name: "READ positions before the query", base: 2, text: plain },
     write: { name: "WRITE, ms a context", base: 10, text: plain },
+    flops: { name: "FLOPs of one WRITE", base: 10, text: count },
   };
 
   // The powers of the base around the values; where they are many, every second or third.
@@ -163,17 +170,19 @@
 
   const draw = (figure, table, name) => {
     const axis = axes[name];
-    const rows = table.rows.filter((row) => row.score !== null && !document.getElementById(row.id).hidden);
-    figure.hidden = rows.length === 0;
+    const scored = table.rows.filter((row) => row.score !== null && !document.getElementById(row.id).hidden);
+    const rows = scored.filter((row) => row[name] !== null);
+    figure.hidden = scored.length === 0;
     const plot = one(".plot", figure);
     plot.replaceChildren();
+    one("figcaption", figure).replaceChildren(rows.length ? "" : `${axis.name}: not measured for these runs`);
     if (!rows.length) return;
     const width = Math.max(260, plot.clientWidth);
     const height = Math.round(Math.min(360, Math.max(230, width * 0.42)));
     const edge = { left: 40, right: 18, top: 22, bottom: 42 };
     const picture = svg("svg", {
       viewBox: `0 0 ${width} ${height}`, width, height, role: "group",
-      "aria-label": `Exact match against ${axis.name}, ${rows.length} runs`,
+      "aria-label": `${table.metric} against ${axis.name}, ${rows.length} points`,
     }, plot);
     const positive = rows.map((row) => row[name]).filter((value) => value > 0);
     const marks = positive.length ? ticks(positive, axis.base) : [1];
@@ -183,15 +192,19 @@
     const span = Math.log(marks[marks.length - 1] / marks[0]) || 1;
     const x = (value) => value <= 0 ? edge.left + 20
       : start + (width - edge.right - 12 - start) * (Math.log(value / marks[0]) / span);
-    const y = (value) => edge.top + (height - edge.top - edge.bottom) * (1 - value);
+    // A task's own metric may be any number; all others are shares.
+    const ends = rows.flatMap((row) => [row.score, row.low ?? row.score, row.high ?? row.score]);
+    const bottom = Math.min(0, ...rows.map((row) => row.score));
+    const top = rows.every((row) => row.score <= 1) ? 1 : Math.max(...ends);
+    const y = (value) => edge.top + (height - edge.top - edge.bottom) * (1 - (value - bottom) / (top - bottom));
     const text = (content, left, top, anchor = "middle") => {
       svg("text", { x: left, y: top, "text-anchor": anchor }, picture).textContent = content;
     };
-    for (const value of [0, 0.25, 0.5, 0.75, 1]) {
+    for (const value of [0, 0.25, 0.5, 0.75, 1].map((share) => bottom + share * (top - bottom))) {
       svg("line", { class: "grid", x1: edge.left, x2: width - edge.right, y1: y(value), y2: y(value) }, picture);
-      text(String(value), edge.left - 7, y(value) + 4, "end");
+      text(plain(value), edge.left - 7, y(value) + 4, "end");
     }
-    text("exact match", 4, 11, "start");
+    text(table.metric, 4, 11, "start");
     if (zero) text("0", x(0), height - edge.bottom + 18);
     const enough = width / marks.length < 56 ? 2 : 1;
     marks.forEach((value, index) => {
@@ -201,7 +214,7 @@
     text(axis.name, (edge.left + width - edge.right) / 2, height - 4);
 
     const ordered = [...rows].sort((a, b) => a[name] - b[name] || b.score - a.score);
-    let best = -1;
+    let best = -Infinity;
     let path = "";
     for (const row of ordered) {
       if (row.score <= best || row.warnings.length) continue;
@@ -214,20 +227,23 @@
     for (const row of ordered) {
       // What lies on another point steps aside, as far as a finger needs.
       let left = x(row[name]);
-      const top = y(row.score);
-      while (placed.some((other) => Math.abs(other.left - left) < 13 && Math.abs(other.top - top) < 13)) left += 14;
-      placed.push({ left, top });
+      const above = y(row.score);
+      while (placed.some((other) => Math.abs(other.left - left) < 13 && Math.abs(other.above - above) < 13)) left += 14;
+      placed.push({ left, above });
       const point = svg("g", {
         class: "point", tabindex: 0, role: "button", transform: `translate(${left} 0)`, "data-row": row.id,
-        "aria-label": `${row.label}: exact match ${row.score_text} ${row.interval_text}, ${axis.name} ${axis.text(row[name])}. Show its row.`,
+        "aria-label": `${row.label}: ${table.metric} ${row.score_text} ${row.interval_text}${seeds(row)}, ${axis.name} ${axis.text(row[name])}. Show its row.`,
       }, picture);
       point.style.color = colour(row.method);
       if (row.low !== null) {
         svg("path", { class: "whisker", d: `M0 ${y(row.low)}V${y(row.high)}M-4 ${y(row.low)}h8M-4 ${y(row.high)}h8` }, point);
       }
-      svg("circle", { class: "halo", cx: 0, cy: top, r: 12 }, point);
-      svg("path", { class: "shape", d: shape(row.method), transform: `translate(0 ${top})` }, point);
-      for (const event of ["mouseenter", "focus"]) point.addEventListener(event, () => showTip(point, row, axis));
+      for (const seed of row.runs > 1 ? row.seeds.filter((one) => one.score !== null) : []) {
+        svg("circle", { class: "seed", cx: 0, cy: y(seed.score), r: 3 }, point);
+      }
+      svg("circle", { class: "halo", cx: 0, cy: above, r: 12 }, point);
+      svg("path", { class: "shape", d: shape(row.method), transform: `translate(0 ${above})` }, point);
+      for (const event of ["mouseenter", "focus"]) point.addEventListener(event, () => showTip(point, row, table.metric));
       for (const event of ["mouseleave", "blur"]) point.addEventListener(event, hideTip);
       point.addEventListener("click", () => reveal(row.id));
       point.addEventListener("keydown", (event) => {
@@ -248,7 +264,8 @@
     const front = document.createElement("span");
     const line = document.createElement("span");
     line.className = "dashed";
-    front.append(line, "Pareto front; bars are 95 % intervals");
+    const dots = rows.some((row) => row.runs > 1) ? ", over seeds too where dots show each seed" : "";
+    front.append(line, `Pareto front; bars are 95 % intervals${dots}`);
     legend.append(front);
   };
 
@@ -269,7 +286,7 @@
     for (const row of all("tr[data-task]")) {
       row.hidden = wanted.some(([name, value]) => value && row.dataset[name] && row.dataset[name] !== value);
       if (row.classList.contains("run")) {
-        shown += !row.hidden;
+        shown += row.hidden ? 0 : Number(row.dataset.runs);
         unfold(row, isOpen(row));
       }
     }

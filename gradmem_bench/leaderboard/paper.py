@@ -40,7 +40,7 @@ class PaperFigure(Published):
     rows: tuple[PaperRow, ...] = Field(min_length=1)
 
 
-def figures(board: Path) -> Iterator[PaperFigure]:
+def figures_of(board: Path) -> Iterator[PaperFigure]:
     """The figures in `board/paper`, by file name; none where there is no such folder.
 
     Raises UserError for a file that is not YAML or lacks a key.

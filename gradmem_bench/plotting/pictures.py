@@ -3,14 +3,17 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
+from textwrap import fill
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 
-from gradmem_bench.config import fingerprint, format_bytes
-from gradmem_bench.reporting.comparison import PRIMARY, Comparison, comparison
-from gradmem_bench.results import RunRecord
+from gradmem_bench.config import Budget, fingerprint, format_bytes
+from gradmem_bench.reporting.comparison import Comparison, comparison
+from gradmem_bench.reporting.profiles import format_count
+from gradmem_bench.reporting.rows import Row
+from gradmem_bench.results import MetricResult, RunRecord, metric_title, primary_metric, read_examples
 
 DRAWN = {
     "bytes": "records with a score",
@@ -36,12 +39,19 @@ def draw(kind: str, records: dict[Path, RunRecord]) -> Pictures:
         kind: a key of DRAWN.
         records: by the path of their `run.json`.
     """
+    if kind in ("bytes", "flops"):
+        folders = {record.run_id: path.parent for path, record in records.items()}
+        # A front through the luckiest seed of each method would be one that no method keeps to.
+        tables = comparison(
+            records.values(), by="config", examples=lambda record: read_examples(folders[record.run_id])
+        )
+        if kind == "bytes":
+            yield from _against(tables, kind, "state bytes of a context", _state_bytes, 4, format_bytes)
+        else:
+            yield from _against(tables, kind, "FLOPs of one WRITE", _write_flops, 10, format_count)
+        return
     tables = comparison(records.values(), by="config")
-    if kind == "bytes":
-        yield from _against(tables, "bytes", "state bytes of a context", _state_bytes, 4, format_bytes)
-    elif kind == "flops":
-        yield from _against(tables, "flops", "FLOPs of one WRITE", _write_flops, 10, lambda value: f"{value:.0e}")
-    elif kind == "pairs":
+    if kind == "pairs":
         yield from _pairs(records.values())
     elif kind == "steps":
         yield from _steps(tables)
@@ -60,36 +70,46 @@ def _figure(title: str, width: float = 6.4, height: float = 4.2) -> tuple[Figure
     return figure, axes
 
 
-def _score_axis(axes: Axes, name: str = "exact match") -> None:
-    axes.set_ylim(-0.02, 1.04)
+def _score_axis(axes: Axes, name: str, scores: Iterable[float]) -> None:
+    # A task's own metric may be any number; all others are shares.
+    if all(0 <= score <= 1 for score in scores):
+        axes.set_ylim(-0.02, 1.04)
     axes.set_ylabel(name)
     axes.grid(axis="y", color="0.88", linewidth=0.8)
     axes.set_axisbelow(True)
 
 
 def _legend(axes: Axes) -> None:
-    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    """Right of the axes; the picture is made as much larger as the names need."""
+    figure = axes.get_figure()
+    handles, labels = axes.get_legend_handles_labels()
+    texts = [fill(label, 44) for label in labels]
+    lines = "\n".join(texts).split("\n")
+    longest = max(map(len, lines))
+    figure.set_figwidth(figure.get_figwidth() + 0.07 * max(0, longest - 14))
+    figure.set_figheight(max(figure.get_figheight(), 0.6 + 0.16 * len(lines)))
+    figure.legend(handles, texts, fontsize=8, frameon=False, loc="outside right upper")
 
 
 def _looks(names: Iterable[str]) -> dict[str, dict]:
-    """Colour, marker and line of each name, by its place in the alphabet."""
-    return {
-        name: {"color": _COLOURS[at % 8], "marker": _MARKERS[at % 8], "linestyle": _LINES[at % 8]}
-        for at, name in enumerate(sorted(set(names)))
-    }
+    """Colour, marker and line of each name, by its place in the alphabet; no two of the first 64 are alike."""
+    looks = {}
+    for at, name in enumerate(sorted(set(names))):
+        shape = (at + at // 8) % 8
+        looks[name] = {"color": _COLOURS[at % 8], "marker": _MARKERS[shape], "linestyle": _LINES[shape]}
+    return looks
 
 
-def _errors(records: Sequence[RunRecord]) -> list[list[float]]:
+def _errors(found: Sequence[MetricResult]) -> list[list[float]]:
     """What lies below and above each score, for `errorbar`; nothing where there is no interval."""
-    found = [record.metrics[PRIMARY] for record in records]
     return [
         [0.0 if one.low is None else one.value - one.low for one in found],
         [0.0 if one.high is None else one.high - one.value for one in found],
     ]
 
 
-def _score(record: RunRecord) -> float | None:
-    return record.metrics[PRIMARY].value if PRIMARY in record.metrics else None
+def _score(record: RunRecord, metric: str) -> float | None:
+    return record.metrics[metric].value if metric in record.metrics else None
 
 
 def _file(*parts: str) -> str:
@@ -99,43 +119,50 @@ def _file(*parts: str) -> str:
 # ------------------------------------------------------------------------- score against bytes, FLOPs
 
 
-def _state_bytes(record: RunRecord) -> float | None:
-    return record.footprint.state_bytes.mean
+def _state_bytes(row: Row) -> float | None:
+    return row.size("state_bytes").mean
 
 
-def _write_flops(record: RunRecord) -> float | None:
-    return None if record.costs.write is None else record.costs.write.flops.value
+def _write_flops(row: Row) -> float | None:
+    return row.flops("write")
 
 
 def _against(
     tables: Sequence[Comparison],
     kind: str,
     axis: str,
-    cost: Callable[[RunRecord], float | None],
+    cost: Callable[[Row], float | None],
     base: int,
     text: Callable[[float], str],
 ) -> Pictures:
-    """One picture a table: every row at its cost, and the Pareto front, the best score at each cost or less."""
+    """One picture a table: every row at its cost, and the Pareto front, the best score at each cost or less.
+
+    Of several seeds the point is their mean, its interval is over seeds too, and each has a dot.
+    """
     for number, table in enumerate(tables, start=1):
-        rows = [row for row in table.rows if row.score is not None and cost(row.record) is not None]
+        rows = [row for row in table.rows if row.score is not None and cost(row) is not None]
         if not rows:
             continue
         figure, axes = _figure(table.title)
         looks = _looks(row.record.method.name for row in rows)
-        place = _logarithmic(axes, [cost(row.record) for row in rows], base, text)
+        place = _logarithmic(axes, [cost(row) for row in rows], base, text)
         for method, look in looks.items():
-            own = [row.record for row in rows if row.record.method.name == method]
-            xs, ys = [place(cost(record)) for record in own], [_score(record) for record in own]
+            own = [row for row in rows if row.record.method.name == method]
+            xs, ys = [place(cost(row)) for row in own], [row.score for row in own]
             style = look | {"linestyle": "none", "markersize": 7, "markeredgecolor": "white", "capsize": 3, "zorder": 3}
-            axes.errorbar(xs, ys, yerr=_errors(own), label=method, **style)
-        front = pareto_front([(cost(row.record), row.score) for row in rows])
+            axes.errorbar(xs, ys, yerr=_errors([row.result for row in own]), label=method, **style)
+            for x, row in zip(xs, own, strict=True):
+                scores = [score for score in row.by_seed() if score is not None]
+                if len(row.records) > 1:
+                    axes.scatter([x] * len(scores), scores, s=9, color=look["color"], zorder=4)
+        front = pareto_front([(cost(row), row.score) for row in rows])
         xs, ys = zip(*((place(x), y) for x, y in front), strict=True)
         axes.step(
             [*xs, axes.get_xlim()[1]], [*ys, ys[-1]], where="post", color="0.45", linewidth=1.2, linestyle=(0, (4, 3)),
             label="Pareto front", zorder=2,
         )  # fmt: skip
         axes.set_xlabel(axis)
-        _score_axis(axes)
+        _score_axis(axes, table.title_of(table.ranked_by), [row.score for row in rows])
         _legend(axes)
         yield _file(kind, table.rows[0].record.task.name, str(number)), figure
 
@@ -179,11 +206,13 @@ def _pairs(records: Iterable[RunRecord]) -> Pictures:
     """One picture a task and backbone, one line a configuration of a method; of several seeds, through their mean."""
     groups: dict[str, list[RunRecord]] = {}
     for record in records:
-        if "pairs" in record.task.settings and _score(record) is not None:
+        if "pairs" in record.task.settings:
             rest = {key: value for key, value in record.task.settings.items() if key not in ("pairs", "test_contexts")}
             key = fingerprint([record.task.name, record.task.version, record.backbone.weights_hash, rest])
             groups.setdefault(key, []).append(record)
     for number, group in enumerate(groups.values(), start=1):
+        metric = primary_metric(group)
+        group = [record for record in group if _score(record, metric) is not None]
         if len({record.task.settings["pairs"] for record in group}) < 2:
             continue
         figure, axes = _figure(f"{group[0].task.name} · {group[0].backbone.name}")
@@ -194,8 +223,9 @@ def _pairs(records: Iterable[RunRecord]) -> Pictures:
             own.sort(key=lambda record: record.task.settings["pairs"])
             xs = [record.task.settings["pairs"] for record in own]
             style = {"color": look["color"], "marker": look["marker"], "linestyle": "none", "capsize": 3}
-            axes.errorbar(xs, [_score(record) for record in own], yerr=_errors(own), label=label, **style)
-            means = {x: fmean(_score(one) for one in own if one.task.settings["pairs"] == x) for x in xs}
+            scores = [_score(record, metric) for record in own]
+            axes.errorbar(xs, scores, yerr=_errors([record.metrics[metric] for record in own]), label=label, **style)
+            means = {x: fmean(_score(one, metric) for one in own if one.task.settings["pairs"] == x) for x in xs}
             axes.plot(list(means), list(means.values()), color=look["color"], linestyle=look["linestyle"])
         ticks = sorted({record.task.settings["pairs"] for record in group})
         axes.set_xscale("log", base=2)
@@ -203,22 +233,33 @@ def _pairs(records: Iterable[RunRecord]) -> Pictures:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FixedFormatter([str(tick) for tick in ticks]))
         axes.set_xlabel("pairs in a context")
-        _score_axis(axes)
+        _score_axis(axes, metric_title(metric, group[0].task), [_score(record, metric) for record in group])
         _legend(axes)
         yield _file("pairs", group[0].task.name, str(number)), figure
 
 
 def _configuration(record: RunRecord, group: Sequence[RunRecord]) -> str:
-    """The method, with the parameters and the budget by which others of it in the group differ."""
+    """The method, with as few of the parameters and the budget as tell it from others of it in the group."""
     same = [other for other in group if other.method.name == record.method.name]
-    names = sorted({name for other in same for name in other.method.parameters})
-    told = [
-        f"{name.replace('_', ' ')} {record.method.parameters.get(name)}"
-        for name in names
-        if len({str(other.method.parameters.get(name)) for other in same}) > 1
-    ]
-    told += [f"at most {record.budget}"] if len({str(other.budget) for other in same}) > 1 and record.budget else []
-    return f"{record.method.name} ({', '.join(told)})" if told else record.method.name
+    known = [set(other.method.parameters) for other in same]
+    # A parameter that some do not have came with a later version, and says least.
+    names = sorted(set.union(*known), key=lambda name: (not all(name in one for one in known), name))
+    told: list[str] = []
+    apart = 1
+    for name in ["", *names]:
+        found = len({tuple(_setting(other, one) for one in [*told, name]) for other in same})
+        if found > apart:
+            told.append(name)
+            apart = found
+    text = ", ".join(_setting(record, name) for name in sorted(told, key=lambda name: (not name, name)))
+    return f"{record.method.name} ({text})" if text else record.method.name
+
+
+def _setting(record: RunRecord, name: str) -> str:
+    """A parameter with its value; the budget, under no name."""
+    if not name:
+        return "no budget" if record.budget in (None, Budget()) else f"at most {record.budget}"
+    return f"{name.replace('_', ' ')} {record.method.parameters.get(name)}"
 
 
 # ------------------------------------------------------------------------------------- K against K
@@ -233,32 +274,34 @@ def _steps(tables: Sequence[Comparison]) -> Pictures:
         ):
             trained = record.method.parameters.get("inner_steps")
             if trained is not None:
-                evaluated = record.method.parameters.get("evaluation_inner_steps") or trained
+                evaluated = record.method.parameters.get("evaluation_inner_steps")
+                evaluated = trained if evaluated is None else evaluated
                 cells = by_method.setdefault(record.method.name, {})
                 cells.setdefault((trained, evaluated), []).append(record)
         for method, cells in by_method.items():
             if len(cells) > 1:
                 yield (
                     _file("steps", table.rows[0].record.task.name, method, str(number)),
-                    _heat_map(f"{table.title} · {method}", cells),
+                    _heat_map(f"{table.title} · {method}", cells, table),
                 )
 
 
-def _heat_map(title: str, cells: dict[tuple[int, int], list[RunRecord]]) -> Figure:
+def _heat_map(title: str, cells: dict[tuple[int, int], list[RunRecord]], table: Comparison) -> Figure:
+    metric = table.ranked_by
     trained, evaluated = (sorted({key[side] for key in cells}) for side in (0, 1))
     figure, axes = _figure(title, 1.6 + 1.15 * len(evaluated) + 1.0, 1.3 + 0.75 * len(trained))
-    means = {key: fmean(_score(record) for record in own) for key, own in cells.items()}
+    means = {key: fmean(_score(record, metric) for record in own) for key, own in cells.items()}
     grid = [[means.get((row, column), float("nan")) for column in evaluated] for row in trained]
-    picture = axes.imshow(grid, cmap="Greys", vmin=0, vmax=1, aspect="auto", origin="lower")
+    picture = axes.imshow(grid, cmap="Greys", vmin=0, vmax=max(1.0, *means.values()), aspect="auto", origin="lower")
     for (row, column), own in cells.items():
-        scores = [_score(record) for record in own]
-        found = own[0].metrics[PRIMARY]
+        scores = [_score(record, metric) for record in own]
+        found = own[0].metrics[metric]
         if len(own) > 1:
             below = f"{len(own)} runs, {min(scores):.2f}–{max(scores):.2f}"
         else:
             below = "no interval" if found.low is None else f"[{found.low:.3f}, {found.high:.3f}]"
         mean = means[row, column]
-        colour = "white" if mean >= 0.5 else "black"
+        colour = "white" if mean >= picture.norm.vmax / 2 else "black"
         axes.text(
             evaluated.index(column), trained.index(row), f"{mean:.3f}\n{below}",
             ha="center", va="center", color=colour, fontsize=7.5,
@@ -267,7 +310,7 @@ def _heat_map(title: str, cells: dict[tuple[int, int], list[RunRecord]]) -> Figu
     axes.set_yticks(range(len(trained)), [str(k) for k in trained])
     axes.set_xlabel("K at evaluation")
     axes.set_ylabel("K at training")
-    figure.colorbar(picture, ax=axes, label="exact match")
+    figure.colorbar(picture, ax=axes, label=table.title_of(metric))
     return figure
 
 
@@ -302,6 +345,6 @@ def _training(tables: Sequence[Comparison], folders: dict[str, Path]) -> Picture
                 axes.fill_between(steps, lows, highs, color=look["color"], alpha=0.12, linewidth=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("optimiser steps (hollow: an easier task of the curriculum)")
-        _score_axis(axes, "teacher-forced exact match, validation")
+        _score_axis(axes, "teacher-forced exact match, validation", ())
         _legend(axes)
         yield _file("training", table.rows[0].record.task.name, str(number)), figure

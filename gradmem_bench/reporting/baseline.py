@@ -6,7 +6,7 @@ from dataclasses import replace
 from gradmem_bench.config import Budget
 from gradmem_bench.errors import UserError, did_you_mean
 from gradmem_bench.metrics import METRICS
-from gradmem_bench.reporting.rows import Examples, Row, Versus, recipe
+from gradmem_bench.reporting.rows import Examples, Row, Versus
 from gradmem_bench.statistics import Difference, compared, holm, verdict
 
 
@@ -60,13 +60,12 @@ def against(rows: Sequence[Row], found: dict[Budget, Row], metrics: Sequence[str
 
 def _same_method(row: Row, other: Row) -> bool:
     """Whether nothing but chance, that of the seed above all, can have made the rows differ."""
-    return recipe(row.record) == recipe(other.record)
+    return row.recipe == other.recipe
 
 
 def _difference(row: Row, other: Row, name: str, examples: Examples) -> Difference:
-    first, contexts = examples.scores(row.records, name)
-    second, _ = examples.scores(other.records, name)
-    found = compared(first, second, contexts)
+    values, contexts = examples.scores([*row.records, *other.records], name)
+    found = compared(values[: len(row.records)], values[len(row.records) :], contexts)
     if _same_method(row, other):
         # Two runs that are exchangeable: one of them is above the other by as much as seeds do, whatever that is, and a
         # test that holds the trained weights fixed would call it a difference of methods.

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from gradmem_bench.config import Budget
-from gradmem_bench.reporting.rows import PRIMARY, Row
-from gradmem_bench.results import BackboneRecord, RunRecord
+from gradmem_bench.reporting.rows import Row
+from gradmem_bench.results import BackboneRecord, RunRecord, TaskRecord, metric_title
 
 if TYPE_CHECKING:
     from gradmem_bench.reporting.comparison import Section
@@ -43,6 +43,9 @@ def caption(
     elif bounds:
         yield f"Bounds: {' or '.join(bounds)} for the methods; the floor and the ceiling have none."
     yield "READ positions stand before the query; while it is answered, they hold KV in memory, of so many bytes."
+    yield from _capacity_line(list(rows.values()))
+    yield from _cost_lines(rows)
+    yield from _metric_line(records[0].task, next(iter(rows.values())).ranked_by)
     yield _reference_line(list(rows.values()), floor, ceiling)
     yield from _baseline_lines(sections, rows, baseline, found)
     if absent:
@@ -50,7 +53,7 @@ def caption(
     yield from _seed_lines(rows, verdicts=bool(found))
     yield from _training_line(rows)
     yield _machine_line(records)
-    for reason, labels in _grouped((row.metric(PRIMARY), label) for label, row in rows.items()).items():
+    for reason, labels in _grouped((row.result, label) for label, row in rows.items()).items():
         yield f"No interval for {', '.join(labels)}: {reason}."
     if any(size.min < size.max for row in rows.values() for size in sizes(row)):
         yield "~ is a mean over contexts of different sizes."
@@ -108,6 +111,37 @@ def _described(backbone: BackboneRecord) -> str:
     )
 
 
+def _capacity_line(rows: list[Row]) -> Iterable[str]:
+    known = next((row.capacity for row in rows if row.capacity is not None), None)
+    if known is not None:
+        yield (
+            f"A context holds {known.values:,} values of {known.value_bits:.3g} bits each. Recalled bits are the least "
+            "that this exact match leaves known of them (Fano’s inequality), here for each byte of the state."
+        )
+
+
+def _cost_lines(rows: dict[str, Row]) -> Iterable[str]:
+    mean = "; of several seeds, every cost is their mean" if any(len(row.records) > 1 for row in rows.values()) else ""
+    yield f"WRITE is of one context, READ of one query with its answer{mean}."
+    lacking: dict[str, list[str]] = {}
+    for label, row in rows.items():
+        for phase in ("write", "read"):
+            if row.flops(phase) is None:
+                found = next(one for one in row.records if one.costs.flops(phase).value is None)
+                lacking.setdefault(found.costs.flops(phase).reason or "", []).append(label)
+    for reason, labels in lacking.items():
+        which = "any row" if len(set(labels)) == len(rows) else ", ".join(dict.fromkeys(labels))
+        yield f"FLOPs are not known for {which}: {reason}."
+
+
+def _metric_line(task: TaskRecord, ranked_by: str) -> Iterable[str]:
+    title = metric_title(ranked_by, task)
+    if ranked_by == "task_score":
+        yield f"Ranked, normalised and compared by {title}, the task’s own metric."
+    elif ranked_by == "f1":
+        yield "Ranked and normalised by F1, since answers are text of several words; compared by exact match too."
+
+
 def _reference_line(rows: list[Row], floor: Row | None, ceiling: Row | None) -> str:
     missing = [name for name, row in (("floor", floor), ("ceiling", ceiling)) if row is None]
     if missing:
@@ -136,7 +170,8 @@ def _baseline_lines(
     differences = [one.difference for row in rows.values() for one in row.versus.values()]
     tests = list(dict.fromkeys(one.test for one in differences if one.test))
     if tests:
-        count = max(sum(name in row.versus for row in rows.values()) for name in (PRIMARY, "f1"))
+        names = [name for row in rows.values() for name in row.versus]
+        count = max(names.count(name) for name in names)
         corrected = f", corrected for the {count} comparisons of this table (Holm)" if count > 1 else ""
         yield (
             f"Differences to {baseline} are on the same queries, with 95 % intervals; p by {' or '.join(tests)}"
@@ -146,6 +181,10 @@ def _baseline_lines(
     pairs = ((one.difference, label) for label, row in rows.items() for one in row.versus.values())
     for reason, labels in _grouped(pairs).items():
         yield f"No interval for the difference of {', '.join(dict.fromkeys(labels))}: {reason}."
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
 
 
 def _grouped(pairs: Iterable[tuple]) -> dict[str, list[str]]:
@@ -162,10 +201,7 @@ def _seed_lines(rows: dict[str, Row], verdicts: bool) -> Iterable[str]:
     several = {label: row for label, row in trained.items() if len(row.seeds) > 1}
     for seeds in dict.fromkeys(row.seeds for row in several.values()):
         alike = {label: row for label, row in several.items() if row.seeds == seeds}
-        scores = [
-            f"{label} ({', '.join(f'{record.metrics[PRIMARY].value:.3f}' for record in row.records)})"
-            for label, row in alike.items()
-        ]
+        scores = [f"{label} ({', '.join(map(_number, row.by_seed()))})" for label, row in alike.items()]
         # So many figures would bury the rest of the caption; CSV and JSON have them all.
         named = ", ".join(scores) if len(scores) <= 4 else f"{len(scores)} rows"
         yield f"Over seeds {', '.join(map(str, seeds))}: {named}; the intervals are for other seeds too."

@@ -5,7 +5,7 @@ metrics, same backbone; a method that is a language model itself stands beside t
 (training, machine, budget) is shown or said.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Literal
@@ -14,8 +14,8 @@ from gradmem_bench.config import Budget, fingerprint
 from gradmem_bench.errors import UserError, did_you_mean
 from gradmem_bench.reporting.baseline import against, baselines, no_baseline
 from gradmem_bench.reporting.caption import caption, shared_backbone
-from gradmem_bench.reporting.rows import PRIMARY, Examples, Row, make_rows
-from gradmem_bench.results import ExampleRow, RunRecord
+from gradmem_bench.reporting.rows import Examples, Row, make_rows, place
+from gradmem_bench.results import ExampleRow, RunRecord, metric_title, primary_metric
 
 
 @dataclass(frozen=True)
@@ -46,19 +46,18 @@ class Comparison:
         return tuple(row for section in self.sections for row in section.rows)
 
     @property
-    def shows_f1(self) -> bool:
-        return says_more_than_exact_match(self.rows)
+    def ranked_by(self) -> str:
+        """The metric by which rows are ordered, normalised and compared."""
+        return self.rows[0].ranked_by
+
+    def title_of(self, metric: str) -> str:
+        """What people call a metric of this table."""
+        return metric_title(metric, self.rows[0].record.task)
 
     @property
     def versus(self) -> tuple[str, ...]:
         """The metrics on which rows stand against a baseline."""
         return tuple(dict.fromkeys(name for row in self.rows for name in row.versus))
-
-
-def says_more_than_exact_match(rows: Iterable[Row]) -> bool:
-    """Whether F1 says anything that exact match does not: for text, when it differs."""
-    scores = [(row.metric("f1"), row.score) for row in rows if row.record.task.normalized_answers]
-    return any(f1 is not None and f1.value != score for f1, score in scores)
 
 
 def comparison(
@@ -92,7 +91,8 @@ def comparison(
             )
         together += groups.values()
     methods = {record.method.name for group in together for record in group if record.method.role == "method"}
-    tables = [_table(group, methods, baseline, each_seed, examples) for group in together]
+    known = {place(record): record for record in distinct}
+    tables = [_table(group, known, methods, baseline, each_seed, examples) for group in together]
     if baseline is not None and not any(table.baseline for table in tables):
         raise no_baseline(baseline, [row for table in tables for row in table.rows])
     return tables
@@ -140,6 +140,7 @@ def _common(record: RunRecord, backbone: bool = True) -> dict[str, Any]:
         "contexts": task.contexts,
         "queries": task.queries,
         "answer normalisation": task.normalized_answers,
+        "the task's own metric": task.own_metric,
         # Only some methods rebuild their context; that a row lacks the metric does not set it apart.
         **{
             f"version of {name}": metric.version
@@ -166,20 +167,22 @@ def _brief(value: Any) -> str:
 
 def _table(
     records: list[RunRecord],
+    known: Mapping[str, RunRecord],
     methods: set[str],
     baseline: str | None,
     each_seed: bool,
     read: Callable[[RunRecord], Sequence[ExampleRow]] | None,
 ) -> Comparison:
     examples = None if read is None else Examples(read)
-    rows = make_rows(records, examples, each_seed)
+    ranked_by = primary_metric(records)
+    rows = make_rows(records, known, examples, each_seed, ranked_by)
     floor, ceiling = _reference(rows, "floor"), _reference(rows, "ceiling")
     normalize = _normalization(floor, ceiling)
     rows = [replace(row, normalized_score=normalize(row.score)) for row in rows]
     found = {} if baseline is None or examples is None else baselines(rows, baseline, records[0].task.name)
-    metrics = [PRIMARY, "f1"] if says_more_than_exact_match(rows) else [PRIMARY]
     if found:
-        rows = against(rows, found, metrics, examples)
+        # Of text both are asked for, and they need not agree.
+        rows = against(rows, found, ["f1", "exact_match"] if ranked_by == "f1" else [ranked_by], examples)
     rows.sort(key=lambda row: (row.score is None, -(row.score or 0), row.label))
     sections = tuple(_sections(rows))
     rows = [row for section in sections for row in section.rows]

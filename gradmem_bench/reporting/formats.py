@@ -3,13 +3,15 @@
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 from gradmem_bench.metrics import METRICS
 from gradmem_bench.reporting.comparison import Comparison, Section
-from gradmem_bench.reporting.rows import PRIMARY, Row
-from gradmem_bench.reporting.tables import NOT_RUN, NOTHING, columns_of, page_columns
+from gradmem_bench.reporting.rows import Row
+from gradmem_bench.reporting.tables import NOT_RUN, NOTHING, columns_of, page_columns, score_column
+from gradmem_bench.results import Alternative, PhaseCosts, Quantity, RunRecord
 
 
 def to_markdown(tables: Iterable[Comparison]) -> str:
@@ -23,7 +25,7 @@ def to_markdown(tables: Iterable[Comparison]) -> str:
             lines += [[column.cell(row).replace("|", r"\|") for column in columns] for row in section.rows]
             bound = str(section.rows[0].bound)
             for method in section.missing:
-                known = {"method": method, "bound": bound, "exact match [95 % interval]": NOT_RUN}
+                known = {"method": method, "bound": bound, score_column(table).name: NOT_RUN}
                 lines.append([known.get(column.name, NOTHING) for column in columns])
         grid = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         notes = "\n".join(f"- {line}" for line in table.caption)
@@ -45,7 +47,7 @@ def to_latex(tables: Iterable[Comparison]) -> str:
     blocks = [r"% \usepackage{booktabs}"]
     for table in tables:
         columns = columns_of(table)
-        headers = [" ".join(column.header.split()) for column in columns]
+        headers = [" ".join(column.header.split()).replace("/ ", "/") for column in columns]
         lines = [rf"\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}", r"\toprule", _latex_line(headers)]
         for section in table.sections:
             lines.append(r"\midrule")
@@ -89,6 +91,8 @@ def _flat(row: Row) -> dict[str, Any]:
         "n_queries": task.queries,
         "n_contexts": task.contexts,
         "truncated_contexts": max(one.task.truncated_contexts for one in row.records),
+        "ranked_by": row.ranked_by,
+        "own_metric": task.own_metric or None,
         "normalized_score": row.normalized_score,
     }
     for name in METRICS:
@@ -98,7 +102,7 @@ def _flat(row: Row) -> dict[str, Any]:
         values[f"{name}_high"] = found.high if found else None
         values[f"{name}_n"] = found.n if found else None
         values[f"{name}_interval"] = found.reason or found.method if found else None
-    for name in ("exact_match", "f1"):
+    for name in ("exact_match", "f1", "task_score"):
         values |= _versus(row, name)
     for name in ("state_bytes", "read_positions", "read_kv_bytes"):
         for statistic, value in row.size(name):
@@ -114,9 +118,12 @@ def _flat(row: Row) -> dict[str, Any]:
         "write_seconds_per_context": row.mean(lambda one: one.costs.write_seconds_per_context),
         "read_seconds_per_query": row.mean(lambda one: one.costs.read_seconds_per_query),
         "batch_size": record.costs.batch_size,
+        **_phases(row),
+        **_capacity(row),
         "n_seeds": len(row.seeds),
         "seeds": " ".join(map(str, row.seeds)),
-        "exact_match_by_seed": " ".join(str(one.metrics[PRIMARY].value) for one in row.records),
+        "exact_match_by_seed": " ".join(str(one.metrics["exact_match"].value) for one in row.records),
+        "score_by_seed": " ".join(map(str, row.by_seed())),
         **{
             f"train_{name}": row.trained(name)
             for name in ("steps", "queries", "tokens", "flops", "seconds", "tuned_trials", "trained_parameters")
@@ -150,6 +157,50 @@ def _versus(row: Row, name: str) -> dict[str, Any]:
         f"{prefix}_test": found.get("test") or None,
         f"{prefix}_reason": found.get("reason"),
         f"{prefix}_baseline": versus and versus.baseline,
+    }
+
+
+def _phases(row: Row) -> dict[str, Any]:
+    """What was measured of WRITE and READ, each apart from the evaluation; the reasons are the first seed's."""
+
+    def mean(read: Callable[[RunRecord], PhaseCosts | Alternative | None], name: str) -> float | None:
+        def number(record: RunRecord) -> float | None:
+            found = read(record)
+            value = None if found is None else getattr(found, name)
+            return value.value if isinstance(value, Quantity) else value
+
+        return row.mean(number)
+
+    values: dict[str, Any] = {}
+    for phase in ("write", "read"):
+        read = partial(_part, phase)
+        for name in ("flops", "seconds", "seconds_low", "seconds_high", "peak_bytes"):
+            values[f"{phase}_phase_{name}"] = mean(read, name)
+        found = read(row.record)
+        values[f"{phase}_phase_batch_size"] = found and found.batch_size
+        values[f"{phase}_phase_repetitions"] = found and found.repetitions
+        values[f"{phase}_phase_flops_reason"] = row.record.costs.flops(phase).reason
+        values[f"{phase}_phase_peak_bytes_reason"] = found and found.peak_bytes.reason
+    for other in ("reread_text", "keep_kv_cache"):
+        for name in ("break_even_flops", "break_even_seconds", "state_bytes_saved", "read_kv_bytes_saved"):
+            values[f"{other}_{name}"] = mean(partial(_part, other), name)
+            found = _part(other, row.record)
+            values[f"{other}_{name}_reason"] = found and getattr(found, name).reason
+    return values
+
+
+def _part(name: str, record: RunRecord) -> PhaseCosts | Alternative | None:
+    return getattr(record.costs, name)
+
+
+def _capacity(row: Row) -> dict[str, Any]:
+    found = row.capacity
+    names = ("values", "value_bits", "recalled_bits", "recalled_bits_low", "recalled_bits_high")
+    values = {("context_values" if name == "values" else name): found and getattr(found, name) for name in names}
+    density = found and found.bits_per_state_byte
+    return values | {
+        "recalled_bits_per_state_byte": density and density.value,
+        "recalled_bits_per_state_byte_reason": density and density.reason,
     }
 
 
@@ -195,9 +246,15 @@ def to_csv(tables: Iterable[Comparison]) -> str:
 
 
 def to_json(tables: Iterable[Comparison]) -> str:
-    """A list of tables, each with `title`, `baseline`, `rows` (unrounded; null is unknown) and `caption`."""
+    """A list of tables, each with title, baseline, ranking metric, rows (unrounded; null is unknown) and caption."""
     values = [
-        {"title": table.title, "baseline": table.baseline, "rows": _all(table), "caption": table.caption}
+        {
+            "title": table.title,
+            "baseline": table.baseline,
+            "ranked_by": table.ranked_by,
+            "rows": _all(table),
+            "caption": table.caption,
+        }
         for table in tables
     ]
     return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

@@ -1,20 +1,17 @@
 """The rows of a table: a method under one bound, with all the seeds that it was trained with."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from gradmem_bench.config import Budget, fingerprint, format_bytes
 from gradmem_bench.errors import UserError
 from gradmem_bench.metrics import METRICS
-from gradmem_bench.results import ExampleRow, Measured, MetricResult, RunRecord
+from gradmem_bench.results import Capacity, ExampleRow, Measured, MetricResult, RunRecord
 from gradmem_bench.statistics import Difference, Verdict, estimate
 
 if TYPE_CHECKING:
     from numpy import ndarray
-
-PRIMARY = "exact_match"
-"""The metric that rows are ordered by and normalised on."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +36,10 @@ class Row:
     """In the order of their seeds."""
     metrics: dict[str, MetricResult]
     """The record's own; of several seeds, over all of them."""
+    ranked_by: str
+    """The metric that the table is ordered by and normalised on (see `primary_metric`)."""
+    recipe: str
+    """What its records have in common (see `recipe`)."""
     normalized_score: float | None = None
     """(score - floor) / (ceiling - floor)."""
     versus: dict[str, Versus] = field(default_factory=dict)
@@ -70,9 +71,26 @@ class Row:
         return self.metrics.get(name)
 
     @property
+    def result(self) -> MetricResult | None:
+        """What the row is ranked by, with its interval; `None` where its records lack that metric."""
+        return self.metric(self.ranked_by)
+
+    @property
     def score(self) -> float | None:
-        found = self.metric(PRIMARY)
-        return found.value if found else None
+        return self.result.value if self.result else None
+
+    def by_seed(self) -> list[float | None]:
+        """The scores of its records, in the order of their seeds."""
+        found = [record.metrics.get(self.ranked_by) for record in self.records]
+        return [one.value if one else None for one in found]
+
+    @property
+    def capacity(self) -> Capacity | None:
+        """What the states hold of the task's values, at the exact match of all seeds; `None` where no record says."""
+        known = next((record.capacity for record in self.records if record.capacity is not None), None)
+        if known is None or (exact := self.metric("exact_match")) is None:
+            return None
+        return Capacity.of(known.values, known.value_bits, exact, self.size("state_bytes").mean)
 
     @property
     def swap_failed(self) -> bool:
@@ -107,6 +125,10 @@ class Row:
             return found[0] if len(found) == 1 else None
         return sum(found) / len(found)
 
+    def flops(self, phase: str) -> float | None:
+        """The mean over the seeds of the operations of one WRITE or READ (`write`, `read`), where all were counted."""
+        return self.mean(lambda record: record.costs.flops(phase).value)
+
     def trained(self, name: str) -> float | None:
         """The mean of a number of the training over the seeds; `None` where nothing was trained."""
         return self.mean(lambda record: record.training and getattr(record.training, name))
@@ -136,7 +158,7 @@ class Examples:
             except UserError as error:
                 raise UserError(f"{error} Only a table with --each-seed and without --baseline needs none.") from None
             right = sum(row.exact_match for row in rows)
-            stated = record.metrics[PRIMARY]
+            stated = record.metrics["exact_match"]
             if len(rows) != stated.n or abs(right - stated.value * stated.n) > 1e-6 * stated.n:
                 raise UserError(
                     f"The examples of {record.run_id} do not add up to its record: {right} of {len(rows)} are right, "
@@ -168,41 +190,66 @@ class Examples:
         return ordered
 
     def scores(self, records: Iterable[RunRecord], name: str) -> tuple["ndarray", list[str]]:
-        """A metric's values (S, n), one row a record, and the contexts (n,); what belongs to a context counts once."""
+        """A metric's values (S, n), one row a record, and the contexts (n,); what belongs to a context counts once.
+
+        Queries that have no such value in one of the records are left out: a task's own metric may not be for all.
+        """
         import numpy as np
 
         table = [self.rows(record) for record in records]
         chosen = range(len(table[0]))
         if name == "reconstruction_nats_per_token":
             chosen = list({row.context_id: index for index, row in enumerate(table[0])}.values())
+        chosen = [index for index in chosen if all(getattr(rows[index], name) is not None for rows in table)]
         values = np.array([[getattr(rows[index], name) for index in chosen] for rows in table], dtype=np.float64)
         return values, [table[0][index].context_id for index in chosen]
 
 
-def recipe(record: RunRecord) -> str:
-    """A fingerprint of all that a person decided about a run but its seed."""
-    training = record.training and [record.training.config, record.training.initial_checkpoint]
+def recipe(record: RunRecord, known: Mapping[str, RunRecord]) -> str:
+    """A fingerprint of all that a person decided about a run but its seed.
+
+    Args:
+        known: records by `place`: where training went on from the checkpoint of one of them, that one's recipe counts
+            in place of the checkpoint, which every seed has its own of.
+    """
+    begun = record.training and record.training.initial_checkpoint
+    folder = begun and begun.partition("/")[0]
+    if folder in known:
+        task = known[folder].task
+        others = {name: other for name, other in known.items() if name != folder}
+        begun = [task.name, task.version, task.settings, recipe(known[folder], others)]
+    training = record.training and [record.training.config, begun]
     budget = record.budget and record.budget.model_dump()
     return fingerprint([record.code.version, record.method.model_dump(), budget, training, record.environment.dtype])
 
 
-def make_rows(records: Sequence[RunRecord], examples: Examples | None, each_seed: bool) -> list[Row]:
+def place(record: RunRecord) -> str:
+    """The name of the folder that a run is kept in."""
+    return f"{record.method.name}-{record.config_hash[:8]}"
+
+
+def make_rows(
+    records: Sequence[RunRecord],
+    known: Mapping[str, RunRecord],
+    examples: Examples | None,
+    each_seed: bool,
+    ranked_by: str,
+) -> list[Row]:
     """One row a recipe, over its seeds; one a record with `each_seed`, without `examples` and where a seed is twice."""
     groups: dict[str, list[RunRecord]] = {}
     for record in records:
-        groups.setdefault(recipe(record), []).append(record)
+        groups.setdefault(recipe(record, known), []).append(record)
     apart = each_seed or examples is None
     rows = []
-    for group in groups.values():
+    for key, group in groups.items():
         seeds = [record.training.seed for record in group if record.training is not None]
         if len(group) == 1 or apart or len(set(seeds)) < len(group):
-            rows += [Row("", (record,), record.metrics) for record in group]
+            rows += [Row("", (record,), record.metrics, ranked_by, key) for record in group]
         else:
             together = tuple(sorted(group, key=lambda record: record.training.seed))
-            rows.append(Row("", together, _metrics(together, examples)))
-    return [
-        Row(label, row.records, row.metrics) for label, row in zip(_labels(rows, seed_first=apart), rows, strict=True)
-    ]
+            rows.append(Row("", together, _metrics(together, examples), ranked_by, key))
+    labels = _labels(rows, seed_first=apart)
+    return [replace(row, label=label) for label, row in zip(labels, rows, strict=True)]
 
 
 def _metrics(records: Sequence[RunRecord], examples: Examples) -> dict[str, MetricResult]:

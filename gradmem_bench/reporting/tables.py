@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from gradmem_bench.config import format_bytes
 from gradmem_bench.reporting.caption import BUDGET_MARK, SWAP_MARK
 from gradmem_bench.reporting.comparison import Comparison, Section
-from gradmem_bench.reporting.rows import PRIMARY, Row
+from gradmem_bench.reporting.profiles import format_count
+from gradmem_bench.reporting.rows import Row
 from gradmem_bench.results import Measured, RunRecord
 
 if TYPE_CHECKING:
@@ -16,8 +18,9 @@ if TYPE_CHECKING:
 
 NOTHING, NOT_RUN = "–", "not run"
 
-# The parts of a table, see Column.
-_SCORE, _SIZE, _VERSUS, _COST = 0, 1, (2, 3), 4
+# The parts of a table, see Column, and which of them rather begin a new line of the terminal than fall apart.
+_SCORE, _SIZE, _CAPACITY, _VERSUS, _COST, _TRAINING = 0, 1, 2, (3, 4), 5, 6
+_TOGETHER = ((_SCORE, _SIZE, _CAPACITY), _VERSUS, (_COST, _TRAINING))
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,8 @@ def figures(value: float | None) -> str:
     """Two or three digits, never an exponent."""
     if value is None:
         return NOTHING
+    if 0 < value < 1e-4:
+        return "<0.0001"
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2g}"
 
 
@@ -75,8 +80,7 @@ def _duration(seconds: float) -> str:
 def _train(row: Row) -> str:
     if not row.seeds:
         return NOTHING
-    times = f" × {len(row.seeds)}" if len(row.seeds) > 1 else ""
-    return f"{row.trained('steps'):,.0f}, {_duration(row.trained('seconds'))}{times}"
+    return f"{row.trained('steps'):,.0f}, {_duration(row.trained('seconds'))}"
 
 
 def _label(row: Row) -> str:
@@ -129,19 +133,19 @@ _VERDICT_STYLES = {"better": "green", "worse": "red"}
 def _versus_columns(table: Comparison) -> list[Column]:
     columns = []
     for part, name in zip(_VERSUS, table.versus, strict=False):
-        title = {PRIMARY: "exact match", "f1": "F1"}[name]
+        title = table.title_of(name)
         verdict = _verdict(name)
         columns += [
             Column(
                 f"{title} − {table.baseline} [95 % interval]",
-                f"{title} − {table.baseline}\n[95 % interval]",
+                "\n".join([*wrap(f"{title} − {table.baseline}", 24, break_long_words=False), "[95 % interval]"]),
                 _difference(table, name),
                 part,
             ),
             Column(f"p ({title}, Holm)", "p\n(Holm)", _p(name), part),
             Column(
                 f"verdict ({title})",
-                "\nverdict",
+                "verdict",
                 verdict,
                 part,
                 lambda row, verdict=verdict: _VERDICT_STYLES.get(verdict(row), ""),
@@ -154,36 +158,64 @@ def _versus_columns(table: Comparison) -> list[Column]:
 
 
 def columns_of(table: Comparison) -> list[Column]:
-    """What a terminal shows."""
-    f1 = [Column("F1", "F1", lambda row: _number(found.value if (found := row.metric("f1")) else None))]
-    seeds = [Column("seeds", "\nseeds", lambda row: str(len(row.seeds) or NOTHING))]
-    own = table.rows[0].record.task.own_metric
-    return [
+    """What a terminal shows; a column that no row has a number for is left out."""
+    seeds = [Column("seeds", "seeds", lambda row: str(len(row.seeds) or NOTHING))]
+    columns = [
         Column("method", "method", _label),
-        metric_column(PRIMARY, "exact match [95 % interval]", "exact match\n[95 % interval]"),
+        score_column(table),
         *(seeds if any(len(row.seeds) > 1 for row in table.rows) else []),
         Column("normalised score", "norm.\nscore", lambda row: _number(row.normalized_score)),
-        *(f1 if table.shows_f1 else []),
-        *([metric_column("task_score", f"{own} [95 % interval]", f"{own}\n[95 % interval]")] if own else []),
+        *(_plain_column(name, table) for name in beside(table)),
         Column("state bytes", "state\nbytes", _state, _SIZE),
         Column("READ positions", "READ\npos.", lambda row: _size(row.size("read_positions"), _positions), _SIZE),
         Column("READ KV bytes", "READ KV\nbytes", lambda row: _size(row.size("read_kv_bytes"), format_bytes), _SIZE),
+        Column("recalled bits per state byte", "bits/\nbyte", _density, _CAPACITY),
         *_versus_columns(table),
-        Column(
-            "WRITE ms/context",
-            "WRITE\nms/context",
-            _milliseconds(lambda record: record.costs.write_seconds_per_context),
-            _COST,
-        ),
-        Column("READ ms/query", "READ\nms/query", _milliseconds(lambda record: record.costs.read_seconds_per_query), 9),
-        Column("training steps, time", "training\nsteps, time", _train, _COST),
+        Column("WRITE ms", "WRITE\nms", _milliseconds(lambda record: record.costs.write_seconds_per_context), _COST),
+        Column("WRITE FLOPs", "WRITE\nFLOPs", lambda row: _count(row.flops("write")), _COST),
+        Column("READ ms", "READ\nms", _milliseconds(lambda record: record.costs.read_seconds_per_query), _COST),
+        Column("READ FLOPs", "READ\nFLOPs", lambda row: _count(row.flops("read")), _COST),
+        Column("training steps, time", "training\nsteps, time", _train, _TRAINING),
+        Column("training FLOPs", "training\nFLOPs", lambda row: _count(row.trained("flops")), _TRAINING),
     ]
+    optional = {"recalled bits per state byte", "WRITE FLOPs", "READ FLOPs", "training FLOPs"}
+    return [
+        column
+        for column in columns
+        if column.name not in optional or any(column.cell(row) != NOTHING for row in table.rows)
+    ]
+
+
+def score_column(table: Comparison) -> Column:
+    """What the table is ranked by, with intervals."""
+    title = table.title_of(table.ranked_by)
+    return metric_column(table.ranked_by, f"{title} [95 % interval]", f"{title}\n[95 % interval]")
+
+
+def beside(table: Comparison) -> list[str]:
+    """The scores that are shown beside the one that ranks: exact match, where that is not it."""
+    return [] if table.ranked_by == "exact_match" else ["exact_match"]
+
+
+def _plain_column(name: str, table: Comparison) -> Column:
+    title = table.title_of(name)
+    return Column(
+        title, title.replace(" ", "\n"), lambda row: _number(found.value if (found := row.metric(name)) else None)
+    )
+
+
+def _density(row: Row) -> str:
+    return figures(row.capacity.bits_per_state_byte.value if row.capacity else None)
+
+
+def _count(value: float | None) -> str:
+    return NOTHING if value is None else format_count(value)
 
 
 def page_columns(table: Comparison) -> list[Column]:
     """What a page shows, where there is room."""
-    wide = [metric_column("f1", "F1", "")] if table.shows_f1 else []
-    wide += [
+    extra = [metric_column(name, f"{table.title_of(name)} [95 % interval]", "") for name in beside(table)]
+    extra += [
         Column(name, "", lambda row, key=key: _number(found.value if (found := row.metric(key)) else None))
         for key, name in (
             ("teacher_forced_exact_match", "teacher-forced exact match"),
@@ -195,11 +227,11 @@ def page_columns(table: Comparison) -> list[Column]:
         "",
         lambda row: figures(row.mean(lambda record: record.footprint.bytes_per_context_token)),
     )
-    plain = [column for column in columns_of(table) if column.name != "F1"]
-    place = 1 + [column.name for column in plain].index("normalised score")
+    plain = [column for column in columns_of(table) if column.name not in map(table.title_of, beside(table))]
+    place = [column.name for column in plain].index("state bytes")
     bound = [Column("bound", "", lambda row: str(row.bound) if row.role == "method" else "")]
     several = any(section.heading for section in table.sections)
-    return [*plain[:1], *(bound if several else []), *plain[1:place], *wide, *plain[place:], density]
+    return [*plain[:1], *(bound if several else []), *plain[1:place], *extra, *plain[place:], density]
 
 
 # ---------------------------------------------------------------------------------------- terminal
@@ -213,20 +245,23 @@ def to_rich(table: Comparison, width: int = 80) -> "RenderableType":
     from rich.text import Text
 
     method, *rest = columns_of(table)
-    headings = [section.heading for section in table.sections]
+    headings = [_short(section.heading) for section in table.sections]
     # A longer name is folded.
     room = width - min(_LABEL, max(_width(method, table.rows), *map(len, headings)))
     parts: list[list[Column]] = []
     free = -1
-    for number in dict.fromkeys(column.part for column in rest):
-        together = [column for column in rest if column.part == number]
-        needed = sum(_width(column, table.rows) + _GAP for column in together)
-        if needed <= free:
-            parts[-1] += together
-        else:
-            parts.append(together)
-            free = room
-        free -= needed
+    for numbers in _TOGETHER:
+        together = [[column for column in rest if column.part == number] for number in numbers]
+        if sum(_needed(columns, table.rows) for columns in together) <= room:
+            together = [[column for columns in together for column in columns]]
+        for columns in filter(None, together):
+            needed = _needed(columns, table.rows)
+            if needed <= free:
+                parts[-1] += columns
+            else:
+                parts.append([*columns])
+                free = room
+            free -= needed
     blank, drawn = Text(""), []
     for index, columns in enumerate(parts):
         sections = table.sections
@@ -238,6 +273,14 @@ def to_rich(table: Comparison, width: int = 80) -> "RenderableType":
         drawn += [_by_bound(table), blank]
     notes = [Text(line, style="dim") for line in table.caption]
     return Group(Text(table.title, style="bold"), blank, *drawn, *notes)
+
+
+def _short(heading: str) -> str:
+    return heading.replace("at most", "≤")
+
+
+def _needed(columns: Sequence[Column], rows: Sequence[Row]) -> int:
+    return sum(_width(column, rows) + _GAP for column in columns)
 
 
 def _width(column: Column, rows: Sequence[Row]) -> int:
@@ -253,7 +296,8 @@ def _empty_grid(headers: Sequence[str]) -> "Table":
     grid = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _GAP - 1, 0, 0), collapse_padding=True)
     for index, header in enumerate(headers):
         # Cells are Text, since rich would take brackets for its markup.
-        grid.add_column(Text(header), justify="right" if index else "left", no_wrap=index > 0, overflow="fold")
+        justify = "right" if index else "left"
+        grid.add_column(Text(header), justify=justify, vertical="bottom", no_wrap=index > 0, overflow="fold")
     return grid
 
 
@@ -263,7 +307,7 @@ def _grid(columns: Sequence[Column], sections: Sequence[Section], with_missing: 
     grid = _empty_grid([column.header for column in columns])
     for section in sections:
         if section.heading:
-            grid.add_row(Text(section.heading, style="italic"))
+            grid.add_row(Text(_short(section.heading), style="italic"))
         for row in section.rows:
             style = "yellow" if row.swap_failed or row.over_budget else "" if row.role == "method" else "dim"
             grid.add_row(*(Text(column.cell(row), style=column.style(row)) for column in columns), style=style)
@@ -280,7 +324,8 @@ def _by_bound(table: Comparison) -> "Table":
 
     sections = [section for section in table.sections if section.heading]
     bounds = [str(section.rows[0].bound) for section in sections]
-    grid = _empty_grid(["exact match", *(f"at most\n{bound}" if bound != "none" else "no bound" for bound in bounds)])
+    title = table.title_of(table.ranked_by)
+    grid = _empty_grid([title, *(f"≤ {bound}" if bound != "none" else "no bound" for bound in bounds)])
     scores = {(row.label, index): row.score for index, section in enumerate(sections) for row in section.rows}
     for label in dict.fromkeys(label for label, _ in scores):
         cells = [_number(scores.get((label, index))) for index in range(len(sections))]

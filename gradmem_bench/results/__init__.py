@@ -27,7 +27,7 @@ from gradmem_bench.results.schema import (
     TaskRecord,
     TrainingRecord,
 )
-from gradmem_bench.results.scores import metric_results, questions, seal
+from gradmem_bench.results.scores import metric_results, metric_title, primary_metric, questions, seal
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -56,6 +56,8 @@ __all__ = [
     "environment",
     "find_records",
     "metric_results",
+    "metric_title",
+    "primary_metric",
     "questions",
     "read_examples",
     "read_record",

@@ -1,9 +1,12 @@
 """What a record says of costs: the sizes of states, the phases, and what follows from them."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from gradmem_bench.config import StateDtype
+from gradmem_bench.metrics import recalled_bits
 from gradmem_bench.results.part import Part
+from gradmem_bench.statistics import Estimate
 
 
 class Measured(Part):
@@ -104,6 +107,13 @@ class Costs(Part):
     keep_kv_cache: Alternative | None = None
     """The context's KV cache, stored; `None` for the method that does that."""
 
+    def flops(self, phase: Literal["write", "read"]) -> Quantity:
+        """The operations of one WRITE or READ, or why they are not known."""
+        found: PhaseCosts | None = getattr(self, phase)
+        if found is None:
+            return Quantity(value=None, reason="the phases were not measured apart")
+        return found.flops
+
 
 class Capacity(Part):
     """What a state holds of values that are independent of each other and each uniform over its choices.
@@ -124,3 +134,25 @@ class Capacity(Part):
     """The same at its upper bound."""
     bits_per_state_byte: Quantity
     """`recalled_bits` over the mean state bytes."""
+
+    @classmethod
+    def of(cls, values: int, value_bits: float, exact_match: Estimate, state_bytes: float) -> "Capacity":
+        """Of states of a mean size, from which so many of their values are recalled."""
+        low, value, high = (
+            None if share is None else values * recalled_bits(share, value_bits)
+            for share in (exact_match.low, exact_match.value, exact_match.high)
+        )
+        if value is None:
+            density = Quantity(value=None, reason=exact_match.reason)
+        elif not state_bytes:
+            density = Quantity(value=None, reason="the state has no bytes")
+        else:
+            density = Quantity(value=value / state_bytes)
+        return cls(
+            values=values,
+            value_bits=value_bits,
+            recalled_bits=value,
+            recalled_bits_low=low,
+            recalled_bits_high=high,
+            bits_per_state_byte=density,
+        )

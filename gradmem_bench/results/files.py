@@ -6,14 +6,15 @@ line, each written as it is made) and in `examples.parquet` after it.
 
 import json
 import os
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from gradmem_bench.config import validated
-from gradmem_bench.errors import UserError
+from gradmem_bench.errors import LeftOut, UserError
 from gradmem_bench.results.schema import SCHEMA_VERSION, ExampleRow, RunRecord
 
 # pyarrow is imported where it is used: listing records must stay quick.
@@ -61,18 +62,29 @@ def read_record(path: Path) -> RunRecord:
     return validated(RunRecord, values, str(path))
 
 
-def find_records(paths: Iterable[Path]) -> dict[Path, RunRecord]:
+def find_records(paths: Sequence[Path]) -> dict[Path, RunRecord]:
     """The records in `paths` (files, or folders searched for `run.json`) by the file's path, each file once.
 
-    Raises UserError for a path that does not exist, and as `read_record` does.
+    One in a folder that cannot be read is left out, with a warning that names it; a file that was named is not.
+
+    Raises UserError for a path that does not exist, and for a named file as `read_record` does.
     """
     files: dict[Path, Path] = {}
+    named = {path.resolve() for path in paths if path.is_file()}
     for path in paths:
         if not path.exists():
             raise UserError(f"There is no run at {path}: a run.json, or a folder with some below it, was expected.")
         for file in sorted(path.rglob("run.json")) if path.is_dir() else [path]:
             files.setdefault(file.resolve(), file)
-    return {file: read_record(file) for file in files.values()}
+    records = {}
+    for resolved, file in files.items():
+        try:
+            records[file] = read_record(file)
+        except UserError as error:
+            if resolved in named:
+                raise
+            warnings.warn(f"{str(error).rstrip('.')}. It is left out.", LeftOut, stacklevel=2)
+    return records
 
 
 # ------------------------------------------------------------------------------------------ examples

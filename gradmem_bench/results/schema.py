@@ -5,7 +5,7 @@ SCHEMA_VERSION goes up whenever a file written before could no longer be read.
 
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from gradmem_bench.config import Budget, StrictModel
 from gradmem_bench.results.costs import Capacity, Costs, MeasuredFootprint
@@ -236,6 +236,12 @@ class RunRecord(Part):
     """The machine and the libraries."""
     seal: Seal | None = None
     """Of the example rows; `None` in a record from before there were seals."""
+
+    @model_validator(mode="after")
+    def _scored(self) -> "RunRecord":
+        if "exact_match" not in self.metrics:
+            raise ValueError("it has no metric exact_match, which every run has")
+        return self
 
 
 class ProfileRecord(Part):

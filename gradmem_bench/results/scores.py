@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from hashlib import sha256
 
 from gradmem_bench.metrics import METRICS
-from gradmem_bench.results.schema import ExampleRow, MetricResult, Seal, TaskRecord
+from gradmem_bench.results.schema import ExampleRow, MetricResult, RunRecord, Seal, TaskRecord
 from gradmem_bench.statistics import estimate
 
 
@@ -22,6 +22,26 @@ def metric_results(rows: Sequence[ExampleRow]) -> dict[str, MetricResult]:
         result = estimate(values, [row.context_id for row in counted], metric.kind == "proportion")
         results[name] = MetricResult(**result.model_dump(), version=metric.version)
     return results
+
+
+def primary_metric(records: Iterable[RunRecord]) -> str:
+    """The metric that the task of these records is scored with, by which they are ranked, compared and drawn.
+
+    The task's own, where it has one; of text F1, where that says more than exact match; else exact match.
+    """
+    records = list(records)
+    if any(record.task.own_metric and "task_score" in record.metrics for record in records):
+        return "task_score"
+    text = [record.metrics for record in records if record.task.normalized_answers]
+    more = any("f1" in found and found["f1"].value != found["exact_match"].value for found in text)
+    return "f1" if more else "exact_match"
+
+
+def metric_title(name: str, task: TaskRecord) -> str:
+    """What a table calls a metric: `exact match`, `F1`, or the name of the task's own."""
+    if name == "task_score":
+        return task.own_metric or "task score"
+    return {"f1": "F1"}.get(name, name.replace("_", " "))
 
 
 def seal(rows: Sequence[ExampleRow], task: TaskRecord) -> Seal:

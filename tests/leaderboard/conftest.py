@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A leaderboard of seven runs on two tasks, and numbers of a paper."""
+    """A leaderboard of seven runs on two tasks, two of them seeds of one method, and numbers of a paper."""
     board = tmp_path_factory.mktemp("board")
     kv, other = board / "kv_retrieval", board / "squad_removed"
     write_run(kv / "no_memory-1", "no_memory", 4, "floor", 0, 0)

@@ -86,6 +86,22 @@ def test_another_data_hash_is_caught_by_its_own_sentence(board):
             lambda values: values.update(budget={"bytes": 1024}),
             "Its state is over its budget: up to 2 KiB where 1 KiB were allowed.",
         ),
+        (
+            lambda values: values.update(
+                # Of 4 values of 4 bits, 0.75 right leave known 4 * (4 - h(0.75) - 0.25 * log2 15) = 8.848 bits.
+                capacity={
+                    "values": 4,
+                    "value_bits": 4.0,
+                    "recalled_bits": 9.0,
+                    "recalled_bits_low": None,
+                    "recalled_bits_high": None,
+                    "bits_per_state_byte": {"value": 9 / 2048},
+                }
+            ),
+            "The recalled bits were changed: the record says 9 and 0.00439453 a state byte, and its exact match makes "
+            "8.848",
+        ),
+        (lambda values: values["metrics"].pop("exact_match"), "is refused: it has no metric exact_match"),
         (lambda values: values["swap_test"].update(passed=False), "It did not pass the swap test: 0.070 were"),
         (
             lambda values: values["swap_test"].update(passed=None, own_score=None, outcome="not tried"),

@@ -8,6 +8,7 @@ import pytest
 from gradmem_bench.leaderboard.build import build
 
 WIDTH = "return document.documentElement.scrollWidth"
+WIDEST = "return Math.max(...[...document.querySelectorAll('.group .scroll')].map(place => place.scrollWidth))"
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +66,9 @@ def press(browser, key: str) -> None:
     browser.switch_to.active_element.send_keys(getattr(Keys, key))
 
 
-def test_it_shows_a_chart_with_a_point_and_an_interval_for_every_run(opened):
-    assert len(seen(opened, "#table-1 .chart .point")) == 6
-    assert len(seen(opened, "#table-1 .chart .whisker")) == 6
+def test_it_shows_a_chart_with_a_point_and_an_interval_for_every_row(opened):
+    assert len(seen(opened, "#table-1 .chart .point")) == 5
+    assert len(seen(opened, "#table-1 .chart .whisker")) == 5
     assert len(seen(opened, "#table-2 .chart .point")) == 1
     assert seen(opened, "#count")[0].text == "7 runs"
     # On the logarithmic axis 2 KiB to 4 KiB is as far as 4 KiB to 8 KiB; 0 bytes have a place left of all.
@@ -103,28 +104,54 @@ def test_a_column_sorts_both_ways_by_number_and_says_so(opened):
     opened.execute_script("arguments[0].focus()", button)
     press(opened, "ENTER")
     assert heading.get_attribute("aria-sort") == "descending"
-    assert column(opened, 4) == ["40 KiB", "4 KiB", "2 KiB", "2 KiB", "2 KiB", "0 B"]
+    assert column(opened, 4) == ["40 KiB", "4 KiB", "2 KiB", "2 KiB", "0 B"]
     press(opened, "SPACE")
     assert heading.get_attribute("aria-sort") == "ascending"
-    assert column(opened, 4) == ["0 B", "2 KiB", "2 KiB", "2 KiB", "4 KiB", "40 KiB"]
+    assert column(opened, 4) == ["0 B", "2 KiB", "2 KiB", "4 KiB", "40 KiB"]
     name = find(opened, "#table-1 thead th")[0]
     name.find_element("css selector", "button").click()
     assert (name.get_attribute("aria-sort"), heading.get_attribute("aria-sort")) == ("ascending", "none")
-    assert [text.split()[0] for text in column(opened, 1)] == [
-        "full_kv",
-        "gradmem",
-        "gradmem",
-        "no_memory",
-        "rmt",
-        "rmt",
+    assert [text.split()[0] for text in column(opened, 1)] == ["full_kv", "gradmem", "no_memory", "rmt", "rmt"]
+
+
+def test_several_seeds_are_one_row_and_one_point_with_a_dot_and_a_link_for_each(opened):
+    (row,) = (one for one in seen(opened, "#table-1 tr.run") if "2 seeds" in one.text)
+    assert row.text.startswith("gradmem")
+    (point,) = (one for one in find(opened, "#table-1 .point") if "gradmem" in one.get_attribute("aria-label"))
+    assert "seeds 0: 0.750, 1: 0.800" in point.get_attribute("aria-label")
+    dots = [dot.rect["y"] for dot in point.find_elements("css selector", ".seed")]
+    mark = point.find_element("css selector", ".shape").rect
+    assert len(dots) == 2 and min(dots) < mark["y"] + mark["height"] / 2 < max(dots)
+    opened.execute_script("arguments[0].focus()", point)
+    assert "seeds 0: 0.750, 1: 0.800" in seen(opened, "#tip")[0].text
+    press(opened, "ENTER")
+    (fold,) = seen(opened, "tr.more")
+    links = [link.get_attribute("href") for link in fold.find_elements("css selector", "section.seed a")]
+    assert [link.split("/")[-2:] for link in links if link.endswith("run.json")] == [
+        ["gradmem-1", "run.json"],
+        ["gradmem-2", "run.json"],
     ]
+    # What made each is folded, and opens by the keyboard.
+    (first, _) = fold.find_elements("css selector", "section.seed summary")
+    opened.execute_script("arguments[0].focus()", first)
+    assert "Environment" not in fold.text
+    press(opened, "ENTER")
+    assert "Environment" in fold.text and "seed 0, 1,000 steps" in fold.text
+
+
+def test_what_no_run_was_measured_for_has_no_chart_and_says_so(opened):
+    choose(opened, "axis", "WRITE FLOPs")
+    assert not find(opened, ".point")
+    assert find(opened, "#table-1 figcaption")[0].text == "FLOPs of one WRITE: not measured for these runs"
+    choose(opened, "axis", "state bytes")
+    assert len(find(opened, "#table-1 .point")) == 5
 
 
 def test_filters_leave_what_was_chosen_in_tables_charts_and_count(opened):
     choose(opened, "method", "gradmem")
     assert seen(opened, "#count")[0].text == "3 runs"
     assert {text.split()[0] for text in column(opened, 1)} == {"gradmem"}
-    assert len(seen(opened, "#table-1 .point")) == 2
+    assert len(seen(opened, "#table-1 .point")) == 1
     choose(opened, "task", "squad_removed")
     assert seen(opened, "#count")[0].text == "1 run" and not seen(opened, "#table-1")
     seen(opened, "button[type=reset]")[0].click()
@@ -163,8 +190,7 @@ def test_a_phone_shows_all_without_scrolling_sideways(opened, page):
     show(opened, 390, 844)
     opened.get(page)
     assert opened.execute_script(WIDTH) == 390
-    widest = "return Math.max(...[...document.querySelectorAll('.group .scroll')].map(place => place.scrollWidth))"
-    assert opened.execute_script(widest) <= 362
+    assert opened.execute_script(WIDEST) <= 362
     button = seen(opened, "#table-1 .open button")[0]
     opened.execute_script("arguments[0].scrollIntoView({behavior: 'instant', block: 'center'})", button)
     button.click()
@@ -179,7 +205,7 @@ def test_without_scripts_every_row_and_its_command_can_be_read(browser, page):
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:
         browser.get(page)
-        assert len(seen(browser, "tr.run")) == len(seen(browser, "tr.more")) == 7
+        assert len(seen(browser, "tr.run")) == len(seen(browser, "tr.more")) == 6
     finally:
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
 
@@ -187,4 +213,8 @@ def test_without_scripts_every_row_and_its_command_can_be_read(browser, page):
 def test_the_published_leaderboard_makes_a_page_without_errors(browser, published, tmp_path):
     browser.get(build(published, tmp_path / "index.html").as_uri())
     assert browser.get_log("browser") == []
-    assert len(find(browser, ".point")) == len(find(browser, "tr.run")) >= 14
+    assert len(find(browser, ".point")) == len(find(browser, "tr.run")) >= 10
+    show(browser, 390, 844)
+    browser.get(browser.current_url)
+    assert browser.execute_script(WIDTH) == 390
+    assert browser.execute_script(WIDEST) <= 362

@@ -4,10 +4,10 @@ import pytest
 from boards import edit, write_run
 from commands import command
 from matplotlib.colors import to_rgb
-from records import TASK
+from records import TASK, measured_costs, metric
 
 from gradmem_bench.plotting.pictures import draw, pareto_front
-from gradmem_bench.results import Costs, PhaseCosts, Quantity, RunRecord, find_records
+from gradmem_bench.results import RunRecord, find_records
 
 
 def drawn(kind: str, folder: Path):
@@ -57,6 +57,62 @@ def test_score_against_bytes_has_every_record_at_its_bytes_with_its_interval_and
     assert list(front.get_ydata()) == pytest.approx([4 / 60, 0.75, 0.95, 0.95])
 
 
+def test_what_a_task_is_scored_with_is_drawn(tmp_path):
+    own = TASK.model_copy(update={"own_metric": "points", "settings": {"pairs": 4}})
+    hits = [1.0] * 256 + [0.0] * 256
+    for method, right, points in (("gradmem", 15, 3.5), ("rmt", 45, 1.5)):
+        for pairs in (4, 8):
+            score = metric("task_score", [points + 0.01 * pairs + 0.5 * hit for hit in hits])
+            metrics = {"exact_match": metric("exact_match", hits), "task_score": score}
+            task = own.model_copy(update={"settings": {"pairs": pairs}})
+            write_run(tmp_path / f"{pairs}" / method, method, right + pairs, task=task, metrics=metrics)
+    axes = drawn("bytes", tmp_path / "4")
+    assert containers(axes)["gradmem"][0] == [(2048, pytest.approx(3.79))]
+    assert axes.get_ylabel() == "points" and axes.get_ylim()[1] > 3.79
+    front = next(line for line in axes.lines if line.get_label() == "Pareto front")
+    assert list(front.get_ydata()) == [pytest.approx(3.79)] * 2
+    axes = drawn("pairs", tmp_path)
+    points, bars = containers(axes)["rmt"]
+    assert points == [(4, pytest.approx(1.79)), (8, pytest.approx(1.83))]
+    assert axes.get_ylabel() == "points" and all(low < high for low, high in bars)
+    # Of text, F1 says more than exact match.
+    text = TASK.model_copy(update={"normalized_answers": True})
+    record = write_run(tmp_path / "text", "gradmem", 30, task=text)
+    axes = drawn("bytes", tmp_path / "text")
+    assert axes.get_ylabel() == "F1" and record.metrics["f1"].value == 0.75
+    assert containers(axes)["gradmem"][0] == [(2048, 0.75)]
+
+
+def test_seeds_are_one_point_at_their_mean_and_the_front_goes_through_it(tmp_path):
+    lucky, other = (write_run(tmp_path / f"{seed}", "gradmem", right, seed=seed) for seed, right in ((0, 54), (1, 30)))
+    write_run(tmp_path / "rmt", "rmt", 45, state_bytes=4096)
+    axes = drawn("bytes", tmp_path)
+    [point], [(low, high)] = containers(axes)["gradmem"]
+    assert point == (2048, pytest.approx(0.7))
+    assert low < other.metrics["exact_match"].value and high > lucky.metrics["exact_match"].value
+    front = next(line for line in axes.lines if line.get_label() == "Pareto front")
+    assert list(front.get_ydata()) == pytest.approx([0.7, 0.75, 0.75])
+    dots = sorted(float(y) for one in axes.collections for x, y in one.get_offsets() if x == 2048)
+    assert dots == pytest.approx([0.5, 0.9])
+
+
+def test_no_name_of_a_legend_is_cut(tmp_path):
+    for steps in range(1, 11):
+        folder = tmp_path / f"{steps}"
+        task = TASK.model_copy(update={"settings": {"pairs": 4 + steps % 2, "alphabet": 16}})
+        write_run(folder, "gradmem", 30 + steps, task=task)
+        parameters = {"inner_steps": steps, "inner_learning_rate": 0.25, "evaluation_inner_steps": 2 * steps}
+        edit(folder, lambda values, parameters=parameters: values["method"].update(parameters=parameters))
+    ((_, figure),) = draw("pairs", find_records([tmp_path]))
+    figure.savefig(tmp_path / "picture.png")
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == 10
+    box, whole = legend.get_window_extent(), figure.bbox
+    assert box.x0 >= figure.axes[0].get_window_extent().x1 and box.x1 <= whole.x1 and box.y0 >= whole.y0
+    looks = {(one[0].get_color(), one[0].get_marker()) for one in figure.axes[0].containers}
+    assert len(looks) == 10
+
+
 def test_methods_are_told_apart_in_grey(tmp_path):
     for method in ("gradmem", "rmt", "truncated_text", "full_kv"):
         write_run(tmp_path / method, method, 30)
@@ -86,7 +142,7 @@ def test_exact_match_against_pairs_joins_the_configurations_of_a_method(tmp_path
 
 
 def test_inner_steps_at_training_and_evaluation_make_a_map(tmp_path):
-    for trained, evaluated, right in ((1, None, 30), (1, 2, 33), (2, None, 48), (2, 1, 12)):
+    for trained, evaluated, right in ((1, None, 30), (1, 2, 33), (2, None, 48), (2, 1, 12), (1, 0, 3)):
         parameters = {"memory_vectors": 8, "inner_steps": trained, "evaluation_inner_steps": evaluated}
         folder = tmp_path / f"{trained}-{evaluated}"
         write_run(folder, "gradmem", right)
@@ -95,29 +151,21 @@ def test_inner_steps_at_training_and_evaluation_make_a_map(tmp_path):
     ((name, figure),) = draw("steps", records)
     axes = figure.axes[0]
     assert name == "steps-kv_retrieval-gradmem-1"
-    assert axes.images[0].get_array().tolist() == [[pytest.approx(0.5), pytest.approx(0.55)], [pytest.approx(0.2), 0.8]]
+    # K = 0 at evaluation, the memory before any step, is a column of its own.
+    assert axes.images[0].get_array().filled(-1).tolist() == [
+        [pytest.approx(0.05), pytest.approx(0.5), pytest.approx(0.55)],
+        [-1, pytest.approx(0.2), 0.8],
+    ]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("K at evaluation", "K at training")
     best = records[tmp_path / "2-None" / "run.json"].metrics["exact_match"]
     texts = {text.get_position(): text.get_text() for text in axes.texts}
-    assert texts[1, 1] == f"0.800\n[{best.low:.3f}, {best.high:.3f}]"
+    assert texts[2, 1] == f"0.800\n[{best.low:.3f}, {best.high:.3f}]"
 
 
 def test_score_against_the_flops_of_a_write(tmp_path):
-    def costs(flops: float | None) -> Costs:
-        phase = PhaseCosts(
-            flops=Quantity(value=flops, reason=None if flops is not None else "not counted"),
-            seconds=0.1,
-            seconds_low=0.1,
-            seconds_high=0.1,
-            repetitions=3,
-            batch_size=8,
-            peak_bytes=Quantity(value=None, reason="no accelerator"),
-        )
-        return Costs(write_seconds_per_context=0.1, read_seconds_per_query=0.1, batch_size=8, write=phase)
-
-    write_run(tmp_path / "a", "gradmem", 45, costs=costs(3e9))
-    write_run(tmp_path / "b", "rmt", 24, costs=costs(1e9))
-    write_run(tmp_path / "c", "full_kv", 57, "ceiling", costs=costs(None))
+    write_run(tmp_path / "a", "gradmem", 45, costs=measured_costs(3e9))
+    write_run(tmp_path / "b", "rmt", 24, costs=measured_costs(1e9))
+    write_run(tmp_path / "c", "full_kv", 57, "ceiling", costs=measured_costs(None))
     found = containers(drawn("flops", tmp_path))
     assert {label: points for label, (points, _) in found.items()} == {"gradmem": [(3e9, 0.75)], "rmt": [(1e9, 0.4)]}
 

@@ -131,6 +131,34 @@ def test_f1_of_text_is_compared_too(tmp_path):
         assert "exact match − rmt" in text and "F1 − rmt" in text
 
 
+def test_a_tasks_own_metric_ranks_and_is_compared(tmp_path):
+    # By exact match rmt is the best, and by the task's own metric gradmem; two queries have no such score.
+    own = TASK.model_copy(update={"name": "drop", "own_metric": "rouge", "contexts": 50, "queries": 100, "limit": None})
+    task = {"task": own, "queries": 2}
+    write_run(tmp_path / "gradmem", [False] * 100, own=[None, None] + [0.9, 0.7] * 49, **task)
+    write_run(tmp_path / "rmt", [True] * 60 + [False] * 40, "rmt", own=[None, None] + [0.2, 0.4] * 49, **task)
+    write_run(tmp_path / "floor", [False] * 100, "no_memory", own=[None, None] + [0.0, 0.1] * 49, role="floor", **task)
+    write_run(tmp_path / "full", [True] * 100, "full_kv", own=[None, None] + [1.0, 0.9] * 49, role="ceiling", **task)
+    [table] = tables(tmp_path, baseline="rmt")
+    assert [row.label for row in table.rows] == ["full_kv", "gradmem", "rmt", "no_memory"]
+    gradmem = next(row for row in table.rows if row.label == "gradmem")
+    assert gradmem.score == pytest.approx(0.8)
+    assert gradmem.normalized_score == pytest.approx((0.8 - 0.05) / (0.95 - 0.05))
+    assert set(gradmem.versus) == {"task_score"}
+    assert gradmem.versus["task_score"].verdict == "better" and gradmem.versus["task_score"].difference.n == 98
+    assert gradmem.versus["task_score"].difference.value == pytest.approx(0.5)
+    for text in (drawn(table), to_markdown([table])):
+        assert "rouge − rmt" in text and "+0.500" in text and "exact match − rmt" not in text
+    assert "Ranked, normalised and compared by rouge, the task’s own metric." in table.caption
+    row = next(row for row in csv.DictReader(io.StringIO(to_csv([table]))) if row["method"] == "gradmem")
+    assert (row["ranked_by"], row["own_metric"], row["task_score_difference_verdict"]) == (
+        "task_score",
+        "rouge",
+        "better",
+    )
+    assert row["exact_match"] == "0.0" and row["exact_match_difference"] == ""
+
+
 # ------------------------------------------------------------------------------------------ refusals
 
 
@@ -216,6 +244,26 @@ def test_a_failed_swap_test_of_one_seed_marks_the_row(tmp_path):
     assert next(csv.DictReader(io.StringIO(to_csv([table]))))["swap_test_passed"] == "False"
 
 
+def test_seeds_that_went_on_from_checkpoints_of_their_own_are_one_row(tmp_path):
+    """As in a curriculum over pairs: four pairs first, then eight from the weights of the same seed."""
+    easy, hard = (TASK.model_copy(update={"settings": {"pairs": pairs}, "queries": 50}) for pairs in (4, 8))
+    for seed in (0, 1, 2):
+        parameters = {"memory_vectors": 4 if seed < 2 else 8}
+        first = write_run(
+            tmp_path / f"easy-{seed}", answers(0.8, 50, seed), seed=seed, task=easy, config_hash=f"{seed}" * 16,
+            parameters=parameters,
+        )  # fmt: skip
+        begun = f"gradmem-{first.config_hash[:8]}/method.safetensors (weights {seed}, 300 steps)"
+        training = first.training.model_copy(update={"initial_checkpoint": begun})
+        write_run(tmp_path / f"hard-{seed}", answers(0.5, 50, seed), task=hard, training=training)
+    [_, table] = tables(tmp_path, by="config")
+    assert table.rows[0].record.task.settings == {"pairs": 8}
+    # The third came from another recipe, though its own is the same.
+    assert sorted(row.seeds for row in table.rows) == [(0, 1), (2,)]
+    [alone] = tables(tmp_path / "hard-0")
+    assert alone.rows[0].seeds == (0,)
+
+
 # ------------------------------------------------------------------------------------------- bounds
 
 
@@ -279,7 +327,7 @@ def test_a_row_is_compared_under_its_own_bound(tmp_path):
     assert "No comparison at most 8 positions: rmt has no row there, or the only one." in table.caption
     assert "The floor and the ceiling have no bound, and so no one row of rmt to stand against." in table.caption
     part = re.search(r"exact match − rmt.*?\n\n", drawn(table), re.DOTALL).group()
-    assert "at most 4 KiB" in part and "at most 8 positions" not in part and "no_memory" not in part
+    assert "≤ 4 KiB" in part and "≤ 8 positions" not in part and "no_memory" not in part
     [table] = tables(tmp_path, baseline="no_memory")
     assert {row.versus["exact_match"].verdict for row in table.rows if row.role == "method"} == {"better"}
 
@@ -289,7 +337,7 @@ def test_a_row_is_compared_under_its_own_bound(tmp_path):
 
 def test_a_comparison_fits_the_terminal():
     [table] = tables(PUBLISHED, baseline="gradmem")
-    cells = ("−0.615 [−0.842, −0.388]", "baseline", "worse", "0.017", "600, 2 min × 3", "not run")
+    cells = ("−0.615 [−0.842, −0.388]", "baseline", "worse", "0.017", "600, 2 min", "2.61 T", "not run")
     parts = {}
     for width in (80, 110, 200):
         text = drawn(table, width)

@@ -3,7 +3,7 @@ import io
 import json
 
 import pytest
-from records import BACKBONE, PASSED, TASK, TRAINING, demo_records, metric, run_record
+from records import BACKBONE, PASSED, TASK, TRAINING, demo_records, measured_costs, metric, run_record
 from rich.console import Console
 
 from gradmem_bench.config import Budget
@@ -11,6 +11,7 @@ from gradmem_bench.errors import UserError
 from gradmem_bench.reporting.comparison import comparison
 from gradmem_bench.reporting.formats import to_csv, to_json, to_markdown
 from gradmem_bench.reporting.tables import to_rich
+from gradmem_bench.results import Capacity
 
 
 def changed(model, **changes):
@@ -46,9 +47,9 @@ def test_every_number_is_readable_at_every_width(width):
     assert "…" not in text
     for cell in ("0.924 [0.901, 0.942]", "0.920", "2 KiB", "~25 KiB", "~21 B", "4.1", "1.3", "1,000, 71 s"):
         assert cell in text
-    for header in ("[95 % interval]", "norm.", "READ KV", "ms/context", "ms/query", "steps, time"):
+    for header in ("[95 % interval]", "norm.", "READ KV", " WRITE ", "steps, time"):
         assert text.count(header) == 1
-    assert sum(line.startswith("rmt ") for line in text.splitlines()) == (1 if width >= 120 else 2)
+    assert sum(line.startswith("rmt ") for line in text.splitlines()) == (1 if width >= 120 else 2), text
 
 
 def test_without_floor_or_ceiling_nothing_is_normalised_and_that_is_said():
@@ -181,11 +182,16 @@ def test_a_state_over_its_budget_is_marked_by_its_largest_context():
     ]
 
 
-def test_f1_is_shown_for_text_where_it_differs():
+def test_text_is_ranked_by_f1_where_it_differs():
     text_task = changed(TASK, normalized_answers=True)
     [symbols], [text] = comparison([run_record()]), comparison([run_record(task=text_task)])
     assert "F1" not in drawn(symbols, 160) and "F1" not in to_markdown([symbols])
-    assert " F1 " in drawn(text, 160) and "| F1 |" in to_markdown([text])
+    f1, exact = (text.rows[0].metrics[name] for name in ("f1", "exact_match"))
+    assert f1.value > exact.value and text.rows[0].score == f1.value
+    for shown in (drawn(text, 160), to_markdown([text])):
+        assert f"{f1.value:.3f} [{f1.low:.3f}, {f1.high:.3f}]" in shown and f"{exact.value:.3f}" in shown
+    assert "| F1 [95 % interval] |" in to_markdown([text]) and "| exact match [95 % interval] |" in to_markdown([text])
+    assert any(line.startswith("Ranked and normalised by F1") for line in text.caption)
     hits = [1.0, 0.0] * 256
     same = {name: metric(name, hits) for name in ("exact_match", "f1")}
     assert "F1" not in to_markdown(comparison([run_record(task=text_task, metrics=same)]))
@@ -234,3 +240,37 @@ def test_markdown_is_a_grid_of_equal_rows():
     lines = [line.replace(r"\|", "") for line in markdown.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + 6
     assert len({line.count("|") for line in lines}) == 1
+
+
+def test_costs_and_capacity_have_their_columns_and_what_is_missing_is_shown_as_missing():
+    def whole(method: str, right: int, flops: float | None, **more):
+        trained = changed(TRAINING, flops=2.5e12)
+        record = run_record(method, right=right, costs=measured_costs(flops), training=trained, **more)
+        known = Capacity.of(4, 4.0, record.metrics["exact_match"], 2048.0)
+        return changed(record, capacity=known)
+
+    records = [whole("gradmem", 512, 3.1e9), whole("rmt", 32, None), run_record("older")]
+    [table] = comparison(records)
+    text = drawn(table, 80)
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
+    # All four values of four bits, in 2,048 bytes; at 1 of 16 nothing is known of them.
+    rows = {row["method"]: row for row in json.loads(to_json([table]))[0]["rows"]}
+    assert rows["gradmem"]["recalled_bits"] == 16 and rows["gradmem"]["recalled_bits_per_state_byte"] == 16 / 2048
+    assert rows["rmt"]["recalled_bits_per_state_byte"] == 0 and rows["older"]["recalled_bits_per_state_byte"] is None
+    assert rows["gradmem"]["write_phase_flops"] == 3.1e9 and rows["gradmem"]["train_flops"] == 2.5e12
+    assert (rows["rmt"]["write_phase_flops"], rows["rmt"]["write_phase_flops_reason"]) == (None, "not counted")
+    assert rows["older"]["write_phase_flops_reason"] == "the phases were not measured apart"
+    lines = to_markdown([table]).splitlines()
+    header, gradmem, rmt, older = (
+        [cell.strip() for cell in next(line for line in lines if line.startswith(f"| {name} ")).split("|")]
+        for name in ("method", "gradmem", "rmt", "older")
+    )
+    at = {name: header.index(name) for name in ("WRITE FLOPs", "training FLOPs", "recalled bits per state byte")}
+    assert [gradmem[place] for place in at.values()] == ["3.1 G", "2.5 T", "0.0078"]
+    assert [rmt[place] for place in at.values()] == ["–", "2.5 T", "0"]
+    assert [older[place] for place in at.values()] == ["–", "–", "–"]
+    assert "3.1 G" in text and "2.5 T" in text and "0.0078" in text
+    assert "FLOPs are not known for older: the phases were not measured apart." in table.caption
+    assert "FLOPs are not known for rmt: not counted." in table.caption
+    assert any(line.startswith("A context holds 4 values of 4 bits each.") for line in table.caption)
+    assert "bits/" not in drawn(comparison(demo_records())[0], 80)
