@@ -23,7 +23,7 @@ def plot(
     kind: Annotated[
         list[Kind] | None,
         typer.Option(
-            help="Exact match against state bytes, against pairs, K at training against K at evaluation, exact match "
+            help="Score against state bytes, against pairs, K at training against K at evaluation, score "
             "against the FLOPs of a WRITE, or the curves of training. May be repeated; by default all there are "
             "numbers for."
         ),
