@@ -84,6 +84,9 @@ class LmEvalTask(SplitTask):
         import datasets
         from lm_eval.tasks import TaskManager
 
+        from gradmem_bench.hub import wait_briefly
+
+        wait_briefly()
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
         noisy = not datasets.are_progress_bars_disabled()
         datasets.disable_progress_bars()
