@@ -347,6 +347,25 @@ def test_a_wrong_argument_is_one_sentence(method, arguments, sentence):
 # --------------------------------------------------------------------------------------------- front
 
 
+def test_the_front_reads_the_data_folder(local_model, tmp_path, monkeypatch):
+    folder = tmp_path / "data" / "rajpurkar" / "squad"
+    folder.mkdir(parents=True)
+    rest = {"title": "t", "question": "c", "answers": {"text": ["ab"], "answer_start": [0]}}
+    rows = [{"id": f"q{row}", "context": f"ab{row}", **rest} for row in range(3)]
+    for split in ("train", "validation"):
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setenv("GRADMEM_BENCH_DATA", str(tmp_path / "data"))
+    model_args = f"--model_args=method=full_kv,backbone={local_model}"
+    out = ["--device=cpu", "--output_path", tmp_path / "results", "--log_samples"]
+    done = command("lm-eval", "--model=gradmem_bench", model_args, "--tasks", "squad_removed", *out)
+    assert done.code == 0, done.errors
+    (path,) = (tmp_path / "results").rglob("results_*.json")
+    found = json.loads(path.read_text())
+    assert list(found["results"]) == ["squad_removed"] and not found.get("groups")
+    assert found["n-samples"]["squad_removed"] == {"original": 3, "effective": 3}
+    assert found["config"]["contexts"] == 3
+
+
 def test_the_front_runs_lm_eval_with_the_model(runs, pairs, tmp_path):
     record, folder = runs["gradmem"]
     done = command(
