@@ -4,7 +4,8 @@ PYTHON ?= python3
 # The models here are so small that a second thread gains nothing, and costs much when the machine has other work.
 export OMP_NUM_THREADS ?= 1
 DEMO = .venv/bin/gradmem-bench run --task kv_small --max-positions 8 --output runs/demo \
-	--method full_kv --method gradmem --method rmt --method truncated_text --method no_memory \
+	--method full_kv --method gradmem --method mean_pool --method rmt --method truncated_text \
+	--method no_memory \
 	--set gradmem.inner_steps=2 --set gradmem.inner_learning_rate=4 \
 	--set gradmem.training.tuned_trials=14 --set rmt.training.tuned_trials=10
 

@@ -259,13 +259,17 @@ class TrainingConfig(StrictModel):
     queries_per_context: int | None = Field(default=None, ge=1)
     """Queries asked of each written context; `None` asks all."""
     learning_rate: float = Field(default=3e-4, gt=0)
+    """Of AdamW, behind the warm-up."""
     warmup_steps: int | None = Field(default=None, ge=0)
     """Steps in which the learning rate rises to its own; `None` is a tenth of all steps, at most 100."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """What the learning rate does after the warm-up; cosine and linear end at zero."""
     weight_decay: float = Field(default=0.0, ge=0)
+    """Of AdamW."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """Of AdamW."""
     max_grad_norm: float = Field(default=1.0, gt=0)
+    """Norm to which the gradient of all weights together is clipped."""
     accumulation_steps: int = Field(default=1, ge=1)
     """Micro-batches that `batch_size` is split into."""
     evaluate_every: int = Field(default=200, ge=1)
@@ -295,9 +299,9 @@ class MethodRecipe(StrictModel):
     parameters: dict[str, Any] = {}
     """Checked against the class's own `Parameters`."""
     training: dict[str, Any] = {}
-    """What this method changes in the task's training (see TrainingConfig)."""
+    """What this method changes in the task's training, every key of which `gradmem-bench show TASK` explains."""
     backbone: dict[str, Any] = {}
-    """The backbone of a method that is a language model itself, in place of the task's (see BackboneConfig)."""
+    """The backbone of a method that is a language model itself, in place of the task's."""
 
     @field_validator("implementation")
     @classmethod

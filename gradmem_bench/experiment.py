@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.utils import logging as hub_logging
-from transformers.utils import logging as transformers_logging
 
 from gradmem_bench import __version__, checkpoints
 from gradmem_bench.backbone import Backbone
@@ -187,6 +185,20 @@ class Chosen:
     about: dict[str, Any]
     """What the checkpoint says of itself; empty without one."""
 
+    def backbone(self, default: dict[str, Any], unnamed: str) -> BackboneConfig:
+        """What was set, over the backbone of the checkpoint, else the recipe's, else `default`.
+
+        A name that is not theirs brings nothing of their shape. Raises UserError, with the sentence `unnamed` where
+        there is no name.
+        """
+        values, given = self.about.get("backbone") or self.recipe.backbone or default, self.sections["backbone"]
+        if given.get("name") not in (None, values.get("name")):
+            values = {}
+        values = merge(values, given)
+        if "name" not in values:
+            raise UserError(unnamed)
+        return validated(BackboneConfig, values, "backbone")
+
 
 def choose(method: Entry, options: Options) -> Chosen:
     """The method that `options` make of `method`; raises UserError, and reads no weights."""
@@ -196,6 +208,8 @@ def choose(method: Entry, options: Options) -> Chosen:
     if not (isinstance(method_class, type) and issubclass(method_class, MemoryMethod)):
         raise UserError(f"{recipe.implementation} is no MemoryMethod (see gradmem_bench/methods/base.py).")
     sections, given = _settings(options, recipe.name)
+    if options.backbone is not None:
+        sections["backbone"] = {"name": options.backbone} | sections["backbone"]
     checkpoint, about = None, {}
     if options.load is not None:
         checkpoint = checkpoints.method_file(_checkpoint_of(options.load, recipe.name))
@@ -211,13 +225,6 @@ def choose(method: Entry, options: Options) -> Chosen:
     return Chosen(recipe, method_class, parameters, sections, checkpoint, about)
 
 
-def _quieten() -> None:
-    transformers_logging.set_verbosity_error()
-    # What the hub's client says while it retries is said once, in the sentence that ends it.
-    hub_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-
-
 def resolve(method: Entry, task: Entry, options: Options, known: Known | None = None) -> Plan:
     """Checks everything that can be checked without weights.
 
@@ -226,14 +233,13 @@ def resolve(method: Entry, task: Entry, options: Options, known: Known | None = 
     Raises:
         UserError: a name, key or value is wrong, no configuration fits the budget, or contexts do not fit the backbone.
     """
-    _quieten()
-    method, task = located(method), located(task)
-    chosen = choose(method, options)
+    task, chosen = located(task), choose(method, options)
     recipe, method_class, parameters = chosen.recipe, chosen.method_class, chosen.parameters
-    sections, checkpoint, about = chosen.sections, chosen.checkpoint, chosen.about
+    sections, checkpoint = chosen.sections, chosen.checkpoint
     known = known or Known()
     loaded_task = known.task(Path(task.target), sections["task"])
-    backbone = _backbone_config(recipe, loaded_task, about, options, sections["backbone"])
+    unnamed = f"The task {loaded_task.name} names no backbone of its own; give one with --backbone."
+    backbone = chosen.backbone(loaded_task.metadata.get("backbone", {}), unnamed)
     shape = known.shape(backbone, loaded_task)
     method_class.check(shape)
     budget, requested = method_class.asked_of(options.budget), parameters
@@ -328,18 +334,6 @@ def _checkpoint_of(load: Path, method: str) -> Path:
             + (f", only of {', '.join(held)}." if held else " or of any method.")
         )
     return load
-
-
-def _backbone_config(
-    recipe: MethodRecipe, task: Task, about: dict[str, Any], options: Options, settings: dict[str, Any]
-) -> BackboneConfig:
-    values: dict[str, Any] = about.get("backbone") or recipe.backbone or task.metadata.get("backbone", {})
-    name = settings.get("name", options.backbone)
-    if name is not None and name != values.get("name"):
-        values = {"name": name}
-    if "name" not in values:
-        raise UserError(f"The task {task.name} names no backbone of its own; give one with --backbone.")
-    return validated(BackboneConfig, merge(values, settings), "backbone")
 
 
 def curriculum_tasks(task: Task, training: TrainingConfig) -> list[Task]:

@@ -22,10 +22,12 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import logging
 
 from gradmem_bench.backbone import Backbone
 from gradmem_bench.config import BackboneConfig, fingerprint
 from gradmem_bench.errors import UserError, did_you_mean
+from gradmem_bench.hub import wait_briefly
 from gradmem_bench.registry import recipe_folder
 
 _PRESET = re.compile(r"(?P<family>[a-z0-9]+)-(?P<layers>\d+)x(?P<width>\d+)")
@@ -46,6 +48,9 @@ def load_backbone(
         UserError: the name is neither a folder, a hub id that can be reached, nor a random model's shape; or the
             folder has no safetensors weights (pickled ones and its own code are never read), or lacks some of them.
     """
+    wait_briefly()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     preset = _PRESET.fullmatch(config.name)
     if preset and not Path(config.name).exists():
         return _random(config, preset, task_tokenizer, device, seed)

@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from accelerate import Accelerator
-from transformers.utils import logging as transformers_logging
 
 from gradmem_bench.backbone import Backbone
 from gradmem_bench.batch import Batch
@@ -125,8 +124,6 @@ def resolve(
         raise UserError(
             f"--set {unknown[0]}: there is no such section.{did_you_mean(unknown[0], ('backbone', 'training'))}"
         )
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     backbone = validated(BackboneConfig, recipe.backbone | settings.get("backbone", {}), "backbone")
     training = validated(
         TrainingConfig, recipe.training | settings.get("training", {}), f"the training of '{recipe.name}'"

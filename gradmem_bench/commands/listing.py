@@ -53,15 +53,24 @@ def list_entries(
             about = entry.description or group or entry.target
             table.add_row(entry.name, escape(about), escape(entry.package or entry.origin))
     Console().print(table if table.row_count else f"There are no {what.value} yet.")
+    if what == Listed.tasks:
+        from gradmem_bench.lm_eval_names import KNOWN, PREFIX
+
+        names = ", ".join(PREFIX + name for name in KNOWN)
+        Console().print(f"\nof lm-eval, with the context removed: {names}", highlight=False)
 
 
 def show(
     name: Annotated[str, typer.Argument(help="A method's or a task's name.")],
     include_path: IncludePath = None,
 ) -> None:
-    """Show a method or a task in full: every default, the file it comes from, and the paper."""
+    """Show a method or a task in full: every key with its default, what it is and may be, the file, and the paper.
+
+    [dim]gradmem-bench show gradmem > mine.yaml[/]
+    """
     from rich.console import Console
 
-    from gradmem_bench.reporting.plans import resolved_yaml
+    from gradmem_bench.reporting.declarations import declaration
 
-    Console().print(resolved_yaml(name, include_path or []))
+    # Not wrapped: what is printed is YAML, also in a file.
+    Console().print(declaration(name, include_path or []), soft_wrap=True)

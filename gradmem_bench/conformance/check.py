@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from transformers.utils import logging as transformers_logging
 
 from gradmem_bench.config import BackboneConfig, StrictModel
 from gradmem_bench.conformance.elsewhere import elsewhere
@@ -51,8 +50,6 @@ def check(
     Args:
         report: called before each trial.
     """
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     elsewhere()  # It imports torch while the first laws are tried.
     findings: list[Finding] = []
     with tempfile.TemporaryDirectory(prefix="gradmem-bench-check-") as folder, _alone():

@@ -6,11 +6,16 @@ lm-eval 0.4.13 reads no entry points; a later one finds the model by this packag
 import sys
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
+from typing import Any
 
+from gradmem_bench.config import load_yaml
 from gradmem_bench.errors import UserError
 from gradmem_bench.registry import recipe_folder
+from gradmem_bench.tasks.lm_eval_task import local_data
 
 MODEL = "gradmem_bench"
+_LOCAL = "local_data"
 _TARGET = "gradmem_bench.integrations.lm_eval_model:GradmemBench"
 
 
@@ -30,7 +35,10 @@ def register() -> None:
 
 
 def run(arguments: Sequence[str]) -> None:
-    """`lm_eval ARGUMENTS`, as its own command would run it; the built-in tasks are there without --include_path."""
+    """`lm_eval ARGUMENTS`, as its own command would run it.
+
+    The built-in tasks are there without --include_path, and tasks read the data folder where it has their data.
+    """
     register()
     import lm_eval.tasks
     from lm_eval.__main__ import cli_evaluate
@@ -45,11 +53,39 @@ def run(arguments: Sequence[str]) -> None:
         if names and not folder:
             folder = str(recipe_folder("task"))
             sys.argv += ["--include_path", folder]
-        if names and _has_all(folder, names):
-            lm_eval.tasks.TaskManager = partial(manager, include_defaults=False)
+        defaults = {"include_defaults": False} if names and _has_all(folder, names) else {}
+        lm_eval.tasks.TaskManager = partial(_over_local_data(manager), **defaults)
         cli_evaluate()
     finally:
         sys.argv, lm_eval.tasks.TaskManager = typed, manager
+
+
+def _over_local_data(manager: type) -> type:
+    """lm-eval's TaskManager, but that a task named by itself reads the data folder's files where there are any."""
+
+    class LocalTaskManager(manager):
+        def load(self, task_list: Any) -> Any:
+            specs = task_list if isinstance(task_list, list) else [task_list]
+            keys = {spec: self._keys(spec) for spec in specs if isinstance(spec, str)}
+            local = [{"task": name, **own} for name, own in keys.items() if own]
+            # A group is lm-eval's own way to change keys of a task that is found by its name.
+            group = [{"group": _LOCAL, "task": local}] if local else []
+            loaded = super().load([spec for spec in specs if not (isinstance(spec, str) and keys[spec])] + group)
+            for part in ("groups", "group_map"):
+                loaded[part].pop(_LOCAL, None)
+            return loaded
+
+        def _keys(self, name: str) -> dict[str, Any]:
+            entry = self.task_index.get(name)
+            if name not in self.all_subtasks or entry.yaml_path is None:
+                return {}
+            try:
+                return local_data(load_yaml(Path(entry.yaml_path)))
+            except UserError:
+                # lm-eval's own files are not held to this package's rules.
+                return {}
+
+    return LocalTaskManager
 
 
 def _has_all(folder: str, names: Sequence[str]) -> bool:

@@ -8,6 +8,7 @@ one kind share one WRITE.
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +20,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from gradmem_bench import checkpoints
 from gradmem_bench.backbone import Prefix
 from gradmem_bench.batch import Tokens
-from gradmem_bench.config import BackboneConfig, Budget, fingerprint, merge, parse_bytes, validated
+from gradmem_bench.config import Budget, fingerprint, parse_bytes, validated
 from gradmem_bench.errors import UserError
 from gradmem_bench.evaluation import Evaluator, up_to_end
 from gradmem_bench.experiment import Options, choose, longest_context
@@ -33,6 +34,7 @@ from gradmem_bench.tasks.batching import EncodedDocument, continuations
 lm_eval_cache.install()
 
 _AUTOMATIC_BATCH = 32
+_DTYPES = ("float32", "bfloat16")
 _NEW_TOKENS = 256
 """lm-eval's default where a task does not say how long an answer may be."""
 _logger = logging.getLogger(__name__)
@@ -53,6 +55,7 @@ class GradmemBench(LM):
         truncate_contexts: cut contexts that do not fit the backbone, rather than refuse them.
         batch_size: contexts in one WRITE, queries in one READ; `auto` is 32, as in `gradmem-bench run`.
         device: as torch names it; without a GPU, lm-eval's default `cuda:0` is the CPU.
+        dtype: precision of the computation, `float32` or `bfloat16`; weights, memory and inner steps stay float32.
         seed: of a random backbone's weights, and of the method's own where nothing is loaded.
         settings: the method's parameters, and `backbone.KEY`, as `--set` takes them.
     Raises:
@@ -72,12 +75,15 @@ class GradmemBench(LM):
         batch_size: int | str = "auto",
         max_batch_size: int | None = None,
         device: str | None = None,
+        dtype: str = "float32",
         seed: int = 0,
         **settings: Any,
     ) -> None:
         super().__init__()
         if method is None:
             raise UserError("--model gradmem_bench needs --model_args method=NAME (see `gradmem-bench list methods`).")
+        if dtype not in _DTYPES:
+            raise UserError(f"--model_args: dtype is '{dtype}', but one of {' and '.join(_DTYPES)} was expected.")
         self._device = torch.device(device or "cuda") if torch.cuda.is_available() else torch.device("cpu")
         options = Options(
             backbone=backbone,
@@ -94,11 +100,13 @@ class GradmemBench(LM):
             load=None if checkpoint is None else Path(checkpoint),
             seed=seed,
             device=str(self._device),
+            dtype=dtype,
         )
         memory, self._about = _loaded(method, options, [Path(include_path)] if include_path else [])
         size = _AUTOMATIC_BATCH if str(batch_size).startswith("auto") else int(batch_size)
         self._truncate = truncate_contexts
-        self.evaluator = Evaluator(memory, None, size, options.budget)
+        autocast = partial(torch.autocast, self._device.type, torch.bfloat16, enabled=dtype == "bfloat16")
+        self.evaluator = Evaluator(memory, None, size, options.budget, autocast)
         self._written: dict[str, dict[str, int]] = {}
         self.tokenizer = memory.backbone.tokenizer
 
@@ -243,7 +251,8 @@ class GradmemBench(LM):
         self, prefix: Prefix, prompts: Sequence[list[int]], targets: Sequence[list[int]]
     ) -> list[tuple[float, bool]]:
         asked, wanted = Tokens.from_lists(prompts, self._device), Tokens.from_lists(targets, self._device)
-        nats, right = self.evaluator.backbone.token_losses(prefix, asked, wanted)
+        with self.evaluator.autocast():
+            nats, right = self.evaluator.backbone.token_losses(prefix, asked, wanted)
         greedy = (right | ~wanted.mask).all(dim=1)
         return list(zip((-nats.double().sum(dim=1)).tolist(), greedy.tolist(), strict=True))
 
@@ -255,13 +264,9 @@ class GradmemBench(LM):
 def _loaded(name: str, options: Options, include_paths: list[Path]) -> tuple[MemoryMethod, dict[str, Any]]:
     """The method with its weights, and what it is made of, JSON-able."""
     chosen = choose(resolve("method", name, include_paths), options)
-    values = chosen.about.get("backbone") or chosen.recipe.backbone or {}
-    name = chosen.sections["backbone"].get("name", options.backbone)
-    if name is not None and name != values.get("name"):
-        values = {"name": name}
-    if "name" not in values:
-        raise UserError("--model gradmem_bench needs a backbone: add checkpoint=DIR or backbone=NAME to --model_args.")
-    config = validated(BackboneConfig, merge(values, chosen.sections["backbone"]), "backbone")
+    config = chosen.backbone(
+        {}, "--model gradmem_bench needs a backbone: add checkpoint=DIR or backbone=NAME to --model_args."
+    )
     tokenizer = tokenizer_from_text(chosen.about.get("tokenizer"))
     shape, parameters = load_backbone(config, tokenizer, "meta", 0), chosen.parameters
     chosen.method_class.check(shape)
@@ -286,6 +291,7 @@ def _loaded(name: str, options: Options, include_paths: list[Path]) -> tuple[Mem
         "backbone": backbone.identity,
         "budget": budget.model_dump(mode="json"),
         "seed": options.seed,
+        "dtype": options.dtype,
     }
     return memory, about
 

@@ -1,19 +1,16 @@
-"""Plans and recipes for people: what `--dry-run` and `show` print."""
+"""Plans for people: what `--dry-run` prints."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import yaml
 from rich.console import Group
 from rich.markup import escape
-from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-from gradmem_bench.config import Budget, TrainingConfig, format_bytes, load_yaml, merge
-from gradmem_bench.errors import UserError, did_you_mean
-from gradmem_bench.registry import Entry, Kind, entries, load_object, located, method_recipe, resolve
+from gradmem_bench.config import Budget, format_bytes
+from gradmem_bench.reporting.declarations import highlighted, to_yaml
 
 if TYPE_CHECKING:
     from gradmem_bench.experiment import Plan
@@ -45,7 +42,7 @@ def describe(plan: "Plan", output: Path, in_full: bool) -> Group:
     facts.add_row("folder", str(plan.folder(output)))
     configuration = {"method": plan.recipe.name, **plan.configuration()}
     title = Text(f"{plan.recipe.name} on {plan.task.name}", style="bold")
-    return Group(title, facts, _yaml(configuration) if in_full else "")
+    return Group(title, facts, highlighted(to_yaml(configuration)) if in_full else "")
 
 
 def _budget(plan: "Plan") -> str:
@@ -87,55 +84,3 @@ def overview(plans: Sequence["Plan"], output: Path) -> Table:
             training,
         )
     return table
-
-
-def resolved_yaml(name: str, include_paths: list[Path]) -> Group:
-    """A method's or a task's YAML with every default filled in, and where it comes from.
-
-    Raises:
-        UserError: no method and no task has this name.
-    """
-    known: dict[str, Kind] = {}
-    for kind in ("method", "task"):
-        for entry in entries(kind, include_paths):
-            known |= {entry.name: kind, f"{entry.distribution}:{entry.name}": kind}
-    if Path(name).is_file():
-        known[name] = "method" if "class" in load_yaml(Path(name)) else "task"
-    if name not in known:
-        plain = [other for other in known if ":" not in other]
-        raise UserError(f"There is no method and no task named '{name}'.{did_you_mean(name, plain)}")
-    entry = located(resolve(known[name], name, include_paths))
-    source = Text(f"{entry.kind} {entry.name} · {entry.origin} · {entry.target}", style="dim")
-    return Group(source, _yaml(_method(entry) if entry.kind == "method" else _task(entry)))
-
-
-def _method(entry: Entry) -> dict[str, Any]:
-    recipe = method_recipe(entry)
-    parameters = load_object(recipe.implementation, entry).Parameters(**recipe.parameters)
-    training = TrainingConfig(**recipe.training).model_dump(mode="json")
-    resolved = recipe.model_dump(by_alias=True)
-    return {**resolved, "parameters": parameters.model_dump(mode="json"), "training": training}
-
-
-def _task(entry: Entry) -> dict[str, Any]:
-    from gradmem_bench.tasks.declaration import load_task
-
-    if entry.members:
-        return {"group": entry.name, "task": list(entry.members)}
-    task = load_task(Path(entry.target))
-    training = TrainingConfig(**task.metadata.get("training", {})).model_dump(mode="json")
-    return merge(dict(task.declaration), {"metadata": {"training": training}})
-
-
-def _yaml(values: dict[str, Any]) -> Syntax:
-    plain = yaml.dump(_plain(values), sort_keys=False, allow_unicode=True, width=100)
-    return Syntax(plain, "yaml", background_color="default", word_wrap=True)
-
-
-def _plain(value: Any) -> Any:
-    """Lists for tuples and strings for subclasses of str, which YAML would tag."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, str) else value

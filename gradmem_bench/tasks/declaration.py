@@ -52,8 +52,12 @@ class TaskDeclaration(StrictModel):
     dataset_kwargs: dict[str, Any] = {}
     """The task's settings: what the class that reads it declares as its `Settings`."""
     training_split: str | None = None
+    """What the data call the split that is trained on."""
     validation_split: str | None = None
+    """The split that models are selected on; it is reported where there is no `test_split`, and they are then selected
+    on a part of `training_split` that they are not trained on."""
     test_split: str | None = None
+    """The reported split."""
     fewshot_split: str | None = None
     process_docs: str | None = None
     doc_to_text: str = "{{query}}"
@@ -80,7 +84,7 @@ class TaskDeclaration(StrictModel):
     doc_to_decontamination_query: None = None
     gen_prefix: None = None
     metadata: dict[str, Any] = {}
-    """What lm-eval leaves free; TaskMetadata says which of it is read here."""
+    """What lm-eval leaves free; these keys are read here, and others may stand beside them."""
 
 
 class TaskMetadata(StrictModel):

@@ -48,7 +48,9 @@ class KeyValueSettings(StrictModel):
     pairs: int = Field(default=8, ge=1, le=4096)
     """Key-value pairs in a context; their keys are distinct, their values independent."""
     key_length: int = Field(default=2, ge=1, le=8)
+    """Symbols of a key."""
     value_length: int = Field(default=2, ge=1, le=64)
+    """Symbols of a value."""
     alphabet: int = Field(default=62, ge=2, le=len(SYMBOLS))
     """How many symbols keys and values are made of."""
     noise: float = Field(default=0.0, ge=0, le=16)
@@ -59,7 +61,9 @@ class KeyValueSettings(StrictModel):
     seed: int = Field(default=0, ge=0)
     """Of the train stream alone: validation and test are the same for every seed."""
     validation_contexts: int = Field(default=1000, ge=1)
+    """How many the validation split has."""
     test_contexts: int = Field(default=1000, ge=1)
+    """How many the test split has."""
 
 
 class KeyValueRetrieval(Task):

@@ -84,13 +84,16 @@ class LmEvalTask(SplitTask):
         import datasets
         from lm_eval.tasks import TaskManager
 
+        from gradmem_bench.hub import wait_briefly
+
+        wait_briefly()
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
         noisy = not datasets.are_progress_bars_disabled()
         datasets.disable_progress_bars()
         metadata = self.settings.metadata
         try:
             manager = TaskManager(include_path=str(self._file.parent), include_defaults=False, metadata=metadata)
-            keys = _local_data(manager.task_index[self._name].cfg)
+            keys = local_data(manager.task_index[self._name].cfg)
             # A group is lm-eval's own way to change keys of a task; its members are found by name.
             changed = {"group": "changed", "task": [{"task": self._name, **keys}]}
             loaded = manager.load([changed if keys else str(self._file)])
@@ -234,7 +237,7 @@ class LmEvalTask(SplitTask):
         return tuple(text for text in texts if text)
 
 
-def _local_data(config: dict[str, Any]) -> dict[str, Any]:
+def local_data(config: dict[str, Any]) -> dict[str, Any]:
     """The keys that make lm-eval read the data folder's files, where it has some of the task's data set."""
     dataset, name = config.get("dataset_path"), config.get("dataset_name")
     if not dataset:

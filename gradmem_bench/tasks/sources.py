@@ -109,6 +109,9 @@ def load_from_hub(dataset: str, name: str | None, split: str, revision: str | No
     """
     import datasets
 
+    from gradmem_bench.hub import wait_briefly
+
+    wait_briefly()
     try:
         builder = datasets.load_dataset_builder(dataset, name, revision=revision)
         builder.download_and_prepare()

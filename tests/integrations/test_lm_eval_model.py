@@ -1,6 +1,7 @@
 """The model `gradmem_bench` in lm-eval, on local tasks."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from commands import TRAINING, command
 
 from gradmem_bench.errors import UserError
 from gradmem_bench.results import find_records, read_examples
+from gradmem_bench.tasks.declaration import load_task
 
 pytest.importorskip("lm_eval", reason="needs lm-eval: pip install gradmem-bench[lm-eval]")
 
@@ -116,6 +118,46 @@ def test_answers_do_not_depend_on_the_batch(runs, pairs):
         )
     )
     assert one == many
+
+
+@pytest.fixture(scope="module")
+def run_in_bfloat16(runs, pairs, tmp_path_factory) -> tuple[list, Path]:
+    """The rows of the trained gradmem evaluated in bfloat16, and the checkpoint."""
+    _, folder = runs["gradmem"]
+    output = tmp_path_factory.mktemp("bfloat16")
+    done = command(
+        "run", "--method=gradmem", f"--task={pairs}", f"--load={folder}", "--budget=512B", "--dtype=bfloat16",
+        f"--output={output}",
+    )  # fmt: skip
+    assert (done.code, done.errors) == (0, "")
+    ((path, _),) = find_records([output]).items()
+    return read_examples(path.parent), folder
+
+
+def test_answers_in_bfloat16_are_those_of_a_run_in_bfloat16(run_in_bfloat16, pairs):
+    rows, folder = run_in_bfloat16
+    found = evaluated(model("gradmem", checkpoint=str(folder), budget="512B", dtype="bfloat16"), pairs)
+    answers = {sample["doc"]["id"]: sample["filtered_resps"] for sample in found["samples"]["two_pairs"]}
+    assert answers == {row.example_id: [row.prediction] for row in rows}
+
+
+def test_likelihoods_in_bfloat16_are_those_of_a_run_in_bfloat16(run_in_bfloat16, pairs, tmp_path):
+    rows, folder = run_in_bfloat16
+    asked = [
+        {"context": document.context, "query": query.text, "target": query.targets[0]}
+        for document in load_task(pairs).documents("test")
+        for query in document.queries
+    ]
+    path = declared(tmp_path, "loglikelihood", asked, metric_list="[{metric: perplexity}]")
+
+    def likelihoods(dtype: str) -> list[float]:
+        lm = model("gradmem", checkpoint=str(folder), budget="512B", dtype=dtype)
+        return [sample["filtered_resps"][0][0] for sample in evaluated(lm, path)["samples"]["own_loglikelihood"]]
+
+    by_run = [-row.target_bits_per_token * row.target_tokens * math.log(2) for row in rows]
+    assert likelihoods("bfloat16") == pytest.approx(by_run, abs=1e-5)
+    differences = [abs(one - other) for one, other in zip(likelihoods("float32"), by_run, strict=True)]
+    assert 1e-3 < max(differences) < 0.5
 
 
 # -------------------------------------------------------------------------------- the kinds of request
@@ -294,6 +336,7 @@ def test_a_context_that_does_not_fit_is_cut_where_that_is_allowed(local_model, t
         ("gradmem", {"backbone": "llama-1x32", "inner_step": 3}, "no key 'inner_step'. Did you mean 'inner_steps'"),
         ("gradmem", {"checkpoint": "nowhere"}, "no checkpoint nowhere"),
         ("gradmem", {"budget": "4 Kilo"}, "not a size in bytes"),
+        ("gradmem", {"dtype": "float16"}, "dtype is 'float16', but one of float32 and bfloat16"),
     ],
 )
 def test_a_wrong_argument_is_one_sentence(method, arguments, sentence):
@@ -302,6 +345,25 @@ def test_a_wrong_argument_is_one_sentence(method, arguments, sentence):
 
 
 # --------------------------------------------------------------------------------------------- front
+
+
+def test_the_front_reads_the_data_folder(local_model, tmp_path, monkeypatch):
+    folder = tmp_path / "data" / "rajpurkar" / "squad"
+    folder.mkdir(parents=True)
+    rest = {"title": "t", "question": "c", "answers": {"text": ["ab"], "answer_start": [0]}}
+    rows = [{"id": f"q{row}", "context": f"ab{row}", **rest} for row in range(3)]
+    for split in ("train", "validation"):
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setenv("GRADMEM_BENCH_DATA", str(tmp_path / "data"))
+    model_args = f"--model_args=method=full_kv,backbone={local_model}"
+    out = ["--device=cpu", "--output_path", tmp_path / "results", "--log_samples"]
+    done = command("lm-eval", "--model=gradmem_bench", model_args, "--tasks", "squad_removed", *out)
+    assert done.code == 0, done.errors
+    (path,) = (tmp_path / "results").rglob("results_*.json")
+    found = json.loads(path.read_text())
+    assert list(found["results"]) == ["squad_removed"] and not found.get("groups")
+    assert found["n-samples"]["squad_removed"] == {"original": 3, "effective": 3}
+    assert found["config"]["contexts"] == 3
 
 
 def test_the_front_runs_lm_eval_with_the_model(runs, pairs, tmp_path):

@@ -90,3 +90,5 @@ def test_the_hubs_three_splits_are_used_and_the_commit_recorded_online_and_from_
     assert {split: count for split, (count, _) in online.items()} == {"train": 6, "validation": 2, "test": 3}
     assert online["test"][1] == {"location": f"{NAME}:test", "revision": COMMIT, "content_hash": None, "rows": 3}
     assert load(tmp_path, HF_ENDPOINT=hub, HF_HUB_OFFLINE="1") == online
+    # Nothing listens at port 9 (discard).
+    assert load(tmp_path, HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="0") == online
