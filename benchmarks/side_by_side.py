@@ -31,13 +31,29 @@ STYLES |= {"plain": STYLES["recompute"], "compiled": ("tab:blue", "D", "-.")}
 """Colour, marker and line of a variant, that differ in grey too."""
 
 
-def add_arguments(parser: argparse.ArgumentParser, variants: Sequence[str]) -> None:
-    """What every comparison can be told."""
+def start(
+    parser: argparse.ArgumentParser,
+    variants: Sequence[str],
+    work: Callable[[argparse.Namespace], None],
+    drive: Callable[[argparse.Namespace], None],
+) -> None:
+    """Reads the command line, with what every comparison can be told; calls `drive`, or in a variant's process `work`.
+
+    Args:
+        parser: with the comparison's own flags; what it reads is passed on to the variants' processes.
+    """
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--output", type=Path, default=Path("leaderboards/performance"))
     parser.add_argument("--variant", choices=variants, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if not arguments.variant:
+        drive(arguments)
+        return
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    work(arguments)
 
 
 # ------------------------------------------------------------------------------------- one variant
@@ -88,8 +104,17 @@ def _resident(key: str) -> int:
 # ------------------------------------------------------------------------------------- side by side
 
 
-def take_turns(script: str, flags: Sequence[str], variants: Sequence[str], repeats: int) -> dict[str, list[Row]]:
-    """Each variant's answers: one to warm up, and `repeats` more in turns."""
+def take_turns(
+    script: str, arguments: argparse.Namespace, variants: Sequence[str], **instead: Any
+) -> dict[str, list[Row]]:
+    """Each variant's answers: one to warm up, and `--repeats` more in turns.
+
+    Args:
+        script: whose `work` is run.
+        arguments: what its processes are told.
+        instead: what they are told in place of some of it.
+    """
+    flags = _flags(vars(arguments) | instead)
     command = [sys.executable, script, *flags]
     workers = {
         variant: subprocess.Popen(
@@ -102,7 +127,7 @@ def take_turns(script: str, flags: Sequence[str], variants: Sequence[str], repea
         for variant in variants
     }
     answers: dict[str, list[Row]] = {variant: [] for variant in variants}
-    for _ in range(1 + repeats):
+    for _ in range(1 + arguments.repeats):
         for variant, worker in workers.items():
             worker.stdin.write("step\n")
             worker.stdin.flush()
@@ -114,6 +139,14 @@ def take_turns(script: str, flags: Sequence[str], variants: Sequence[str], repea
         worker.stdin.close()
         worker.wait()
     return answers
+
+
+def _flags(told: dict[str, Any]) -> list[str]:
+    flags = []
+    for name, value in told.items():
+        if name not in ("repeats", "output", "variant") and value is not None:
+            flags += [f"--{name}", *map(str, value if isinstance(value, list | tuple) else [value])]
+    return flags
 
 
 def row(found: Sequence[Row], reference: Sequence[Row] | None, **what: Any) -> Row:

@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from rich.console import Console
 from rich.table import Table
-from side_by_side import Row, add_arguments, cells, publish, row, serve, take_turns
+from side_by_side import Row, cells, publish, row, serve, start, take_turns
 
 from gradmem_bench.config import BackboneConfig, TrainingConfig
 from gradmem_bench.loading import load_backbone
@@ -39,17 +39,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1, help="K")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--engine", choices=("auto", "unrolled", "recompute", "compiled"), default="auto")
-    add_arguments(parser, VARIANTS)
-    arguments = parser.parse_args()
-    if arguments.variant:
-        work(arguments)
-    else:
-        drive(arguments)
+    start(parser, VARIANTS, work, drive)
 
 
 def work(arguments: argparse.Namespace) -> None:
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(0)
     declared = {"pairs": arguments.pairs, "queries_per_context": 1}
     task = load_task(Path(resolve("task", "kv_retrieval").target), declared)
     backbone = load_backbone(BackboneConfig(name="llama-4x128"), task.tokenizer(), arguments.device, 0)
@@ -88,9 +81,7 @@ def work(arguments: argparse.Namespace) -> None:
 
 
 def drive(arguments: argparse.Namespace) -> None:
-    flags = ["--pairs", str(arguments.pairs), "--steps", str(arguments.steps), "--batch", str(arguments.batch)]
-    flags += ["--threads", str(arguments.threads), "--device", arguments.device, "--engine", arguments.engine]
-    answers = take_turns(__file__, flags, VARIANTS, arguments.repeats)
+    answers = take_turns(__file__, arguments, VARIANTS)
     rows = [row(found, answers["engine"], variant=variant) for variant, found in answers.items()]
     table = Table("", "seconds a step", "time ratio", "peak", "memory ratio")
     for one in rows:

@@ -10,6 +10,7 @@ and where it fails or disagrees, `None` is returned and one warning given, for t
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from weakref import WeakKeyDictionary
 
 import torch
@@ -51,7 +52,7 @@ def compiled_slope(
     if _get_current_dispatch_mode() is not None:
         # What counts operations (FlopCounterMode) has to see them; the compiler would step aside in any case.
         return None
-    size = _power_of_two_at_most(micro_batch or len(memory))
+    size = power_of_two_at_most(micro_batch or len(memory))
     # The start of all samples is one tensor expanded; with other strides it would be compiled for itself.
     memory = memory.contiguous()
     pieces = []
@@ -69,7 +70,8 @@ def compiled_slope(
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
-def _power_of_two_at_most(number: int) -> int:
+def power_of_two_at_most(number: int) -> int:
+    """The largest one that is not above a number of 1 or more."""
     return 1 << (number.bit_length() - 1)
 
 
@@ -84,12 +86,14 @@ _on_cuda = torch.compile(_slope, fullgraph=True, dynamic=False, mode="reduce-ove
 
 def _call(loss: Callable[..., Tensor], memory: Tensor, inputs: Sequence[Tensor]) -> Tensor:
     function = _on_cuda if memory.is_cuda else _on_cpu
-    with torch._dynamo.config.patch(recompile_limit=1024, accumulated_recompile_limit=4096):
-        if not torch.is_grad_enabled():
-            return function(loss, memory, *inputs).clone()
+    # The fused attention kernels have no second derivative.
+    attention = sdpa_kernel(SDPBackend.MATH) if torch.is_grad_enabled() else nullcontext()
+    # At every call: a memory without a gradient or another number of threads is compiled anew behind a shape that is
+    # trusted, and the compiler's own limit of 8 would raise there.
+    limits = torch._dynamo.config.patch(recompile_limit=1024, accumulated_recompile_limit=4096)
+    with limits, attention:
         # A graph's output is overwritten by its next run.
-        with sdpa_kernel(SDPBackend.MATH):
-            return function(loss, memory, *inputs).clone()
+        return function(loss, memory, *inputs).clone()
 
 
 def _trusted(

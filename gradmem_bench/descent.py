@@ -96,7 +96,13 @@ class Descent:
         for index in range(steps - second):
             slope = self._constant_slope(loss, memory, inputs, parameters)
             memory, moments = self._move(memory, slope, moments, _rate(learning_rate, index), index)
-        if second and self._made_again(second, start.device.type, bool(parameters)):
+        if second == 0:
+            return memory
+        device = start.device.type
+        again = self._made_again(second, device, bool(parameters))
+        if self.engine == "auto":
+            _tell(second, device, again, self._compiles(device))
+        if again:
             rates = learning_rate if isinstance(learning_rate, Tensor) else start.new_tensor(learning_rate)
             leaves = [parameter for parameter in parameters if parameter.requires_grad]
             indices = range(steps - second, steps)
@@ -107,11 +113,9 @@ class Descent:
         return memory
 
     def _made_again(self, second: int, device: str, parameters: bool) -> bool:
+        """Whether the steps in second order keep no graphs."""
         most = _COMPILED_STEPS if self.engine == "compiled" and device == "cpu" else _UNROLLED_STEPS
-        again = self.engine == "recompute" or (self.engine != "unrolled" and parameters and second > most)
-        if self.engine == "auto":
-            _tell(second, device, "made again in the backward pass" if again else "kept", self._compiles(device))
-        return again
+        return self.engine == "recompute" or (self.engine != "unrolled" and parameters and second > most)
 
     def _compiles(self, device: str) -> bool:
         return self.engine == "compiled" or (self.engine == "auto" and self.order == "second" and device == "cuda")
@@ -194,8 +198,8 @@ class Descent:
 
 
 @cache
-def _tell(second: int, device: str, graphs: str, compiled: bool) -> None:
-    plural = "s" if second > 1 else ""
+def _tell(second: int, device: str, again: bool, compiled: bool) -> None:
+    plural, graphs = "s" if second > 1 else "", "made again in the backward pass" if again else "kept"
     _log.info(f"{second} step{plural} in second order on {device}: graphs {graphs}{', compiled' if compiled else ''}")
 
 

@@ -29,6 +29,9 @@ TRAINING = [
 TINY = ["--task=kv_retrieval", "--backbone=llama-1x32", "--limit=64", *TASK, *TRAINING]
 """What every method learns something from within a second."""
 
+WEIGHTS, CHECKPOINT = "method.safetensors", "training.safetensors"
+"""What a run leaves, and what it has while it is trained."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -72,3 +75,9 @@ def start(*arguments: str | Path) -> subprocess.Popen:
 def files(folder: Path) -> dict[Path, tuple[int, bytes]]:
     """Every file below `folder`: when it was changed last, and what it holds."""
     return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
+
+
+def only_run(output: Path) -> Path:
+    """The folder of the one run below `output`."""
+    [folder] = [path for path in output.glob("*/*") if path.is_dir()]
+    return folder

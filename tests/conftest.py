@@ -61,6 +61,23 @@ def local_task(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def _traced():
+    import torch
+
+    from gradmem_bench import compiled
+
+    return torch.compile(compiled._slope, fullgraph=True, dynamic=False, backend="aot_eager")
+
+
+@pytest.fixture
+def traced(_traced, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiled engine without its code generator: what is traced and differentiated is the same, in a second."""
+    from gradmem_bench import compiled
+
+    monkeypatch.setattr(compiled, "_on_cpu", _traced)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "shared" in getattr(item, "fixturenames", ()):

@@ -11,12 +11,7 @@ from gradmem_bench import compiled
 from gradmem_bench.compiled import compiled_slope
 from gradmem_bench.descent import Descent
 
-
-@pytest.fixture(autouse=True)
-def traced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the code generator: what is traced and differentiated is the same, in a second."""
-    monkeypatch.setattr(compiled, "_on_cpu", torch.compile(compiled._slope, fullgraph=True, backend="aot_eager"))
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("traced")
 
 
 class Bent(torch.nn.Module):
@@ -93,6 +88,18 @@ def test_a_batch_of_any_size_is_run_in_few_shapes():
         compiled_slope(bent.loss, draw(batch, 4, 3), (draw(batch, 4, 3),), [bent.weight], 4)
     seen = compiled._verdicts[bent]
     assert sorted(key[1][0] for key in seen) == [1, 2, 4]
+
+
+def test_what_is_compiled_anew_behind_a_trusted_shape_is_not_refused():
+    bent, factors = Bent(), draw(3, 2, 3)
+    # As if as many shapes as the compiler allows by itself had been there before.
+    with torch._dynamo.config.patch(recompile_limit=1):
+        compiled_slope(bent.loss, draw(3, 2, 3).requires_grad_(), (factors,), [bent.weight], 1)
+        # Whether the memory has a gradient is not among what is trusted, and the compiler looks at it.
+        memory = draw(3, 2, 3)
+        found = compiled_slope(bent.loss, memory, (factors,), [bent.weight], 1)
+    assert [*compiled._verdicts[bent].values()] == [True]
+    torch.testing.assert_close(found, by_hand(bent, memory, factors))
 
 
 def test_operations_that_are_counted_are_run_one_by_one():

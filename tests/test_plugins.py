@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from commands import Outcome
 from environments import Environment
 
 
@@ -20,34 +21,53 @@ def environment(tmp_path_factory) -> Environment:
     return made
 
 
-def bench(environment: Environment, *arguments: str | Path):
-    return environment.python("-m", "gradmem_bench", *arguments)
+COMMANDS = {
+    "methods": ["list", "methods"],
+    "tasks": ["list", "tasks"],
+    "two owners": ["run", "--method=strided", "--task=last_symbol"],
+    "run": ["run", "--method=example-memory:strided", "--method=strided_by_four", "--task=last_symbol"]
+    + ["--max-positions=4", "--limit=8"],
+    "check": ["check", "example-memory:strided", "--backbone=llama-1x32"],
+}
+SCRIPT = """
+import json, sys
+sys.path.append(sys.argv[1])
+from commands import command
+print(json.dumps({name: vars(command(*line)) for name, line in json.loads(sys.argv[2]).items()}))
+"""
 
 
-def test_what_packages_bring_is_listed_with_where_it_comes_from(environment):
-    methods, tasks = bench(environment, "list", "methods"), bench(environment, "list", "tasks")
-    assert methods.returncode == tasks.returncode == 0
-    rows = [line.split() for line in methods.stdout.splitlines()]
+@pytest.fixture(scope="module")
+def outcomes(environment) -> dict[str, Outcome]:
+    """What the commands print and leave, all in one process of the environment."""
+    done = environment.python("-c", SCRIPT, Path(__file__).parent, json.dumps(COMMANDS))
+    assert (done.returncode, done.stderr) == (0, "")
+    return {name: Outcome(**found) for name, found in json.loads(done.stdout).items()}
+
+
+def test_what_packages_bring_is_listed_with_where_it_comes_from(outcomes):
+    methods, tasks = outcomes["methods"], outcomes["tasks"]
+    assert methods.code == tasks.code == 0
+    rows = [line.split() for line in methods.output.splitlines()]
     assert [row[0] for row in rows].count("strided") == 2
-    (task,) = [row for row in map(str.split, tasks.stdout.splitlines()) if row[0] == "last_symbol"]
+    (task,) = [row for row in map(str.split, tasks.output.splitlines()) if row[0] == "last_symbol"]
     assert "example-memory" in task
     assert {"example-memory", "rival"} <= {word for row in rows if row[0] == "strided" for word in row}
     # The broken one is one warning, and only where methods are asked for.
-    assert tasks.stderr == "" and methods.stderr.count("\n") == 1
-    assert methods.stderr.startswith("warning: Left out: The method 'odd' of distribution broken 1.0 is 'no_object'")
+    assert tasks.errors == "" and methods.errors.count("\n") == 1
+    assert methods.errors.startswith("warning: Left out: The method 'odd' of distribution broken 1.0 is 'no_object'")
 
 
-def test_a_name_of_two_packages_is_asked_for(environment):
-    done = bench(environment, "run", "--method=strided", "--task=last_symbol")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "several owners, distribution example-memory 0.3 and distribution rival 1.0;" in done.stderr
-    assert "write 'example-memory:strided' or 'rival:strided'" in done.stderr
+def test_a_name_of_two_packages_is_asked_for(outcomes):
+    done = outcomes["two owners"]
+    assert (done.code, done.output) == (2, "")
+    assert "several owners, distribution example-memory 0.3 and distribution rival 1.0;" in done.errors
+    assert "write 'example-memory:strided' or 'rival:strided'" in done.errors
 
 
-def test_its_methods_run_on_its_task(environment):
-    methods = ["--method=example-memory:strided", "--method=strided_by_four"]
-    done = bench(environment, "run", *methods, "--task=last_symbol", "--max-positions=4", "--limit=8")
-    assert (done.returncode, done.stderr) == (0, "")
+def test_its_methods_run_on_its_task(environment, outcomes):
+    done = outcomes["run"]
+    assert (done.code, done.errors) == (0, "")
     records = [json.loads(path.read_text()) for path in (environment.folder / "runs").rglob("run.json")]
     made = {record["method"]["name"]: record for record in records}
     assert set(made) == {"strided", "strided_by_four"}
@@ -62,12 +82,12 @@ def test_its_methods_run_on_its_task(environment):
     assert made["strided_by_four"]["training"]["config"]["learning_rate"] == 1e-3
 
 
-def test_its_method_keeps_the_laws(environment):
-    done = bench(environment, "check", "example-memory:strided", "--backbone=llama-1x32")
-    assert (done.returncode, done.stderr) == (0, "")
+def test_its_method_keeps_the_laws(outcomes):
+    done = outcomes["check"]
+    assert (done.code, done.errors) == (0, "")
     rows = {
         line.split()[0]: line.split()[1]
-        for line in done.stdout.splitlines()
+        for line in done.output.splitlines()
         if line[1:2].isalpha() and len(line.split()) > 1
     }
     assert rows["isolation"] == rows["budget"] == "pass"

@@ -12,6 +12,7 @@ from gradmem_bench.attention import NAME as BLOCKWISE
 from gradmem_bench.attention import blockwise
 from gradmem_bench.backbone import Backbone, Prefix
 from gradmem_bench.batch import Tokens
+from gradmem_bench.compiled import power_of_two_at_most
 from gradmem_bench.config import Budget
 from gradmem_bench.descent import Descent, Engine, Optimizer, Order
 from gradmem_bench.errors import UserError
@@ -179,8 +180,7 @@ class GradMem(MemoryMethod):
         if self.settings.engine != "compiled" and not (self.settings.engine == "auto" and on_gpu):
             return None
         positions = self.settings.memory_vectors + self.settings.write_control + contexts.ids.shape[1]
-        fitting = max(1, (_ON_GPU if on_gpu else _IN_CACHE) // (positions * self.backbone.width))
-        return 1 << (fitting.bit_length() - 1)
+        return power_of_two_at_most(max(1, (_ON_GPU if on_gpu else _IN_CACHE) // (positions * self.backbone.width)))
 
     def write(self, contexts: Tokens) -> MemoryState:
         settings = self.settings

@@ -1,0 +1,50 @@
+"""Runs that begin with what another one trained."""
+
+import shutil
+
+from commands import TINY, WEIGHTS, command, only_run
+from safetensors.torch import load_file
+
+from gradmem_bench.results import find_records, read_record
+
+
+def test_a_loaded_run_scores_the_same_without_training(tmp_path, five_runs):
+    path, trained = next((path, record) for path, record in five_runs.items() if record.method.name == "gradmem")
+    done = command("run", "--method=gradmem", *TINY, "--load", path.parent, "--output", tmp_path)
+    assert (done.code, done.errors) == (0, "")
+    assert "step " not in done.output
+    record = read_record(only_run(tmp_path) / "run.json")
+    assert record.metrics == trained.metrics
+    # How it was trained belongs to the result, whoever trained it.
+    assert record.training == trained.training
+
+
+def test_a_loaded_run_can_go_on_training(tmp_path, five_runs):
+    path, trained = next((path, record) for path, record in five_runs.items() if record.method.name == "gradmem")
+    weights = path.parent / WEIGHTS
+    arguments = ["--load", weights, "--train", "--set=training.steps=2", "--set=training.learning_rate=1e-6"]
+    done = command("run", "--method=gradmem", *TINY, *arguments, "--output", tmp_path)
+    assert (done.code, done.errors) == (0, "")
+    record = read_record(only_run(tmp_path) / "run.json")
+    assert record.training.steps == 2
+    assert record.training.initial_checkpoint.startswith(f"{path.parent.name}/{WEIGHTS} (weights ")
+    assert record.training.initial_checkpoint.endswith(", 40 steps)")
+    before, after = load_file(weights), load_file(only_run(tmp_path) / WEIGHTS)
+    moved = max(float((after[name] - before[name]).abs().max()) for name in before)
+    assert 0 < moved < 1e-5
+
+
+def test_a_folder_may_hold_a_checkpoint_of_each_method(tmp_path, five_runs):
+    for path, record in five_runs.items():
+        if record.method.name in ("rmt", "full_kv"):
+            (tmp_path / "zoo").mkdir(exist_ok=True)
+            shutil.copy(path.parent / WEIGHTS, tmp_path / "zoo" / f"{record.method.name}.safetensors")
+    arguments = [*TINY, "--load", tmp_path / "zoo", "--output", tmp_path / "runs"]
+    done = command("run", "--method=rmt", "--method=full_kv", *arguments)
+    assert (done.code, done.errors) == (0, "")
+    scores = {record.method.name: record.metrics for record in five_runs.values()}
+    for record in find_records([tmp_path / "runs"]).values():
+        assert record.metrics == scores[record.method.name]
+    missing = command("run", "--method=gradmem", *arguments)
+    assert missing.code == 2
+    assert "holds no checkpoint of 'gradmem', only of full_kv, rmt." in missing.errors
