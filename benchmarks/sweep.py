@@ -24,7 +24,7 @@ from gradmem_bench.tasks.declaration import load_task
 QUERY, TARGET = 5, 2
 """Tokens of a key-value query and its answer; GPT-2's query has 24, as in the paper's Fig. 5."""
 ALPHA = 0.04
-"""As in the paper's key-value scripts. Ten times that, and rounding grows until the gradients of 30 steps say nothing."""
+"""As in the paper's key-value scripts. Ten times that, and after 30 steps nothing but rounding is compared."""
 
 
 def add_sizes(parser: argparse.ArgumentParser, steps: list[int]) -> None:

@@ -159,7 +159,7 @@ class LmEvalTask(SplitTask):
         """lm-eval's own metric of the answer, or of the log-likelihoods (in nats, and whether greedy) of the choices.
 
         Raises:
-            UserError: the task has no such metric, or none that is a number for one document.
+            UserError: the task has no such metric, or none that is a number for one document, better the higher it is.
         """
         doc = self._docs[query.id]
         requests = self._request(doc, query.id)
@@ -168,14 +168,19 @@ class LmEvalTask(SplitTask):
         self._task._filters[0].apply(requests)
         (name,) = requests[0].filtered_resps
         scores = self._task.process_results(doc, [request.filtered_resps[name] for request in requests])
+        rising = self._task.higher_is_better()
         # RULER gives -1 for the lengths that a document does not have.
-        numbers = {key: float(score) for key, score in scores.items() if not isinstance(score, tuple) and score != -1}
+        numbers = {
+            key: float(score)
+            for key, score in scores.items()
+            if not isinstance(score, tuple) and score != -1 and rising.get(key) is not False
+        }
         if self.settings.metric in numbers:
             return numbers[self.settings.metric]
         if not numbers or (self.settings.metric and self.settings.metric not in _SUMMARIES):
             raise UserError(
                 f"lm-eval's task '{self._name}' has no metric '{self.settings.metric}' that is a number for one "
-                f"document; set task.metric to one of {', '.join(numbers) or 'none'}."
+                f"document, better the higher it is; set task.metric to one of {', '.join(numbers) or 'none'}."
             )
         return next(iter(numbers.values()))
 

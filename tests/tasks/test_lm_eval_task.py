@@ -219,6 +219,10 @@ def test_the_context_of_any_task_can_be_declared(tmp_path):
     with pytest.raises(UserError, match="no metric 'exact_mach'.*exact_match"):
         wrong = load(f"lm_eval:{path}", context="{{background}}", metric="exact_mach")
         wrong.own_score(wrong.documents("test")[0].queries[0], "0", [])
+    falling = own(tmp_path, turns(3), metric_list="[{metric: exact_match, higher_is_better: false}]")
+    with pytest.raises(UserError, match="no metric 'exact_match'.*better the higher it is.*none"):
+        wrong = load(f"lm_eval:{falling}", context="{{background}}", metric="exact_match")
+        wrong.own_score(wrong.documents("test")[0].queries[0], "0", [])
 
 
 def test_an_unknown_name_is_told_before_anything_else():
