@@ -26,19 +26,17 @@ def list_entries(
     from rich.table import Table
 
     if what == Listed.runs:
-        from gradmem_bench.results import find_records
+        from gradmem_bench.results import find_records, metric_title, primary_metric
 
-        table = Table("method", "task", "exact match", box=None, header_style="bold")
+        table = Table("method", "task", "score", "of", box=None, header_style="bold")
         # A folder's name is of use only whole.
         table.add_column("folder", overflow="fold")
         for path, record in find_records([output] if output.exists() else []).items():
-            score = record.metrics["exact_match"].value
-            table.add_row(
-                record.method.name,
-                record.task.name,
-                "–" if score is None else f"{score:.3f}",
-                str(path.parent),
-            )
+            ranked_by = primary_metric([record])
+            score = record.metrics[ranked_by].value
+            shown = "–" if score is None else f"{score:.3f}"
+            title = metric_title(ranked_by, record.task)
+            table.add_row(*map(escape, (record.method.name, record.task.name, shown, title, str(path.parent))))
     else:
         from gradmem_bench.registry import entries
 
