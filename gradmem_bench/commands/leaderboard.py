@@ -36,7 +36,7 @@ def add(
 ) -> None:
     """Check runs and file them: schema, laws, swap test, and whether their examples add up to their means.
 
-    [dim]gradmem-bench leaderboard add runs/kv_small/gradmem-033f4f9c[/]
+    [dim]gradmem-bench leaderboard add runs/kv_small/gradmem-*[/]
     """
     from gradmem_bench.leaderboard.add import add
 

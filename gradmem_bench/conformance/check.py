@@ -1,6 +1,8 @@
 """Trying a method's laws, one after another, on every backbone."""
 
+import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -80,8 +82,16 @@ def _try(law: Law, subject: Subject, outcomes: dict[str, Outcome]) -> Finding:
         return Finding(law, name, "skipped", str(reason))
     except Exception as error:
         # A method may raise anything.
-        return Finding(law, name, "FAIL", f"It raised {type(error).__name__}: {error}")
+        return Finding(law, name, "FAIL", f"It raised {type(error).__name__}: {error} ({_place(error, subject)}).")
     return Finding(law, name, "pass")
+
+
+def _place(error: Exception, subject: Subject) -> str:
+    """The line of the method's file that the error came through last, or where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = getattr(sys.modules[subject.method_class.__module__], "__file__", None)
+    frame = next((one for one in reversed(frames) if one.filename == own), frames[-1])
+    return f"{Path(frame.filename).name}, line {frame.lineno}"
 
 
 @contextmanager

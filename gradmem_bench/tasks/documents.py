@@ -162,7 +162,8 @@ class Documents(SplitTask):
                 shown = f"and gives {targets!r}"
             targets = (targets,) if isinstance(targets, str) else tuple(targets or ())
             if not targets or not all(isinstance(target, str) and target for target in targets):
-                raise UserError(f"{where}: '{key}' should hold a text or a list of texts, {shown}.")
+                asked = "'targets' (or 'target')" if render_target is None and key == "target" else f"'{key}'"
+                raise UserError(f"{where}: {asked} should hold a text or a list of texts, {shown}.")
             identity = str(row["id"]) if row.get("id") is not None else f"{data_split}-{index}"
             if identity in seen:
                 raise UserError(f"{where}: the id '{identity}' stands at {unit} {seen[identity]} already.")
@@ -188,6 +189,9 @@ class Documents(SplitTask):
         def render(row: Row, where: str) -> Any:
             if declared in row:
                 return row[declared]
+            if declared.isidentifier():
+                # To lm-eval it would be the answer itself, the same for every row.
+                raise UserError(f"{where}: {key} names the column '{declared}'; the columns are {', '.join(row)}.")
             text = make(row, where)
             return listed(text) if key == "doc_to_target" else text
 

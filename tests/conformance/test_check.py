@@ -1,5 +1,7 @@
 """What a person is told of the laws: by the command, and by pytest."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from cheats import DetachesItsState, KeepsOnItself, LeavesItsBudgetUnused
@@ -8,6 +10,7 @@ from commands import command
 from gradmem_bench.conformance.check import LAWS
 from gradmem_bench.errors import UserError
 from gradmem_bench.methods.mean_pool import MeanPool
+from gradmem_bench.state import MemoryState
 from gradmem_bench.testing import check_method
 
 BACKBONE = ["gpt2-2x32"]
@@ -42,6 +45,19 @@ def test_a_class_inside_a_function_is_not_tried_in_another_process():
     found = {one.law.name: one for one in check_method(Inside, backbones=BACKBONE)}
     assert found["isolation"].sentence.startswith("the class stands in a function")
     assert found["swap"].sentence == "cannot be told while 'isolation' was not tried"
+
+
+def test_what_a_method_raises_is_told_with_its_line():
+    with pytest.raises(AssertionError, match=r"runs, .*TypeError: .*\(test_check.py, line (\d+)\)") as error:
+        check_method(ForgetsThePair, backbones=BACKBONE)
+    line = int(str(error.value).rpartition("line ")[2].split(")")[0])
+    assert "# here" in Path(__file__).read_text().splitlines()[line - 1]
+
+
+class ForgetsThePair(MeanPool):
+    def write(self, contexts):
+        hidden = self.backbone.hidden(None, self.backbone.embed(contexts.ids), contexts.mask)
+        return MemoryState({"memory": torch.cat([hidden, hidden])})  # here
 
 
 def test_a_method_that_takes_some_backbones_is_not_tried_on_the_others():

@@ -224,7 +224,7 @@ def test_a_file_that_was_written_anew_gets_its_new_hash(folder, tmp_path):
         (lines([ROWS]), "train.jsonl, line 1: a JSON object was expected, and this is a list"),
         (lines([*ROWS, {"context": "c", "query": "q"}]), "train.jsonl, line 4: the column 'target'"),
         (lines([{"text": "c", "query": "q", "target": "t"}]), "line 1: the column 'context' should hold a text"),
-        (lines([{"context": "c", "query": "q", "answer": "t"}]), "line 1: 'target' should hold a text or a list"),
+        (lines([{"context": "c", "query": "q", "answer": "t"}]), "line 1: 'targets' (or 'target') should hold a text"),
         (lines([ROWS[0], {**ROWS[1], "context": None}]), "'context' should hold a text, and holds None"),
         (lines([{"context": "c", "query": "q", "targets": []}]), "line 1: 'targets' should hold"),
         (lines([{"context": "c", "query": "q", "targets": ["a", 3]}]), "line 1: 'targets' should hold"),
@@ -255,6 +255,14 @@ def test_damaged_files_are_named(folder, tmp_path, name, content, message):
         task.documents("test")
     assert message in str(error.value)
     assert name in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["doc_to_text", "doc_to_target"])
+def test_a_column_that_is_not_there_is_not_taken_for_the_text(tmp_path, key):
+    with pytest.raises(
+        UserError, match=f"train.jsonl, line 1: {key} names the column 'answr'; the columns are .*query"
+    ):
+        local_task(tmp_path, **{key: "answr"}).documents("test")
 
 
 def test_a_column_that_process_docs_needs_and_a_file_that_is_missing_are_named(tmp_path):
