@@ -133,13 +133,17 @@ class RunDisplay:
 
     def finished(self, record: "RunRecord", folder: Path) -> None:
         """The outcome in one line, and where it was put."""
-        result = record.metrics["exact_match"]
+        from gradmem_bench.results import metric_title, primary_metric
+
+        ranked_by = primary_metric([record])
+        result = record.metrics[ranked_by]
         interval = "" if result.low is None else f" [{result.low:.3f}, {result.high:.3f}]"
         swap = record.swap_test
         # The scores behind it matter where it did not pass; the record has them always.
-        told = {True: "passed", None: "without a verdict (nothing above chance to lose)", False: swap.outcome}
+        told = {True: "passed", None: "without a verdict (no better than chance)", False: swap.outcome}
         verdict = told[swap.passed]
-        self.note(f"exact match {result.value:.3f}{interval}, n = {result.n} · swap test {verdict}")
+        title = escape(metric_title(ranked_by, record.task))
+        self.note(f"{title} {result.value:.3f}{interval}, n = {result.n} · swap test {verdict}")
         self.note(f"[dim]{escape(str(folder))}[/]")
 
 

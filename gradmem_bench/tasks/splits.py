@@ -58,7 +58,10 @@ class SplitTask(Task):
         if plan.held_out is None:
             return documents
         if len(documents) < 2:
-            raise UserError(f"{self._where}: '{plan.data_split}' has too few contexts to hold any out for validation.")
+            raise UserError(
+                f"{self._where}: '{plan.data_split}' has {len(documents)} context, too few to hold one out for "
+                "validation; it takes 2, or a validation split."
+            )
         count = min(HELD_OUT_LIMIT, max(1, round(HELD_OUT_FRACTION * len(documents))))
         held_out = set(sorted(document.id for document in documents)[:count])
         return [document for document in documents if (document.id in held_out) == plan.held_out]

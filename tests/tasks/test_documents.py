@@ -157,7 +157,7 @@ def test_at_most_500_documents_are_held_out_and_at_least_one(folder, tmp_path):
     (folder / "train.jsonl").write_text(lines(stories(3)))
     assert len(load_task(path).documents("validation")) == 1
     (folder / "train.jsonl").write_text(lines(stories(1)))
-    with pytest.raises(UserError, match="'train' has too few contexts"):
+    with pytest.raises(UserError, match="'train' has 1 context, too few"):
         load_task(path).documents("validation")
 
 
