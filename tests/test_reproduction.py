@@ -295,7 +295,9 @@ def test_losses_are_measured_for_each_number_of_steps(tmp_path):
     shown = {line.split()[0]: line.split()[1:] for line in done.output.splitlines() if line.strip()}
     assert shown["K"] == ["=", "0", "1", "3"]
     assert shown["seed"] == ["0", *(f"{by_steps[steps]:.2f}" for steps in (0, 1, 3))]
-    assert shown["paper"] == shown["difference"] == ["–"] * 3 and len(shown["foreign"]) == len(shown["random"]) == 3
+    assert len(shown["foreign"]) == len(shown["random"]) == 3
+    # Nothing was published at these K: no row of dashes says so.
+    assert not {"paper", "difference"} & set(shown)
     assert (tmp_path / "runs" / "steps-tiny.png").exists()
 
 
