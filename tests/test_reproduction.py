@@ -1,20 +1,23 @@
 """Figures from their experiments: which runs, in which order, from which checkpoint, and what is said of them."""
 
 import json
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import yaml
 from commands import command, files
+from rich.console import Console
 
 from gradmem_bench.errors import UserError
 from gradmem_bench.metrics import METRICS
 from gradmem_bench.reconstruction import PARTS_FILE, token_parts
 from gradmem_bench.registry import recipe_folder
-from gradmem_bench.reporting.reproductions import over_seeds
+from gradmem_bench.reporting.reproductions import Line, heat_map_report, over_seeds, rows_report
 from gradmem_bench.reproduction import (
     SCALES,
     Archive,
+    PaperRow,
     Scale,
     estimated_seconds,
     expand,
@@ -144,6 +147,16 @@ def test_fig4_trains_what_fig3_trains():
     assert {run.training for run in expand(steps.scales["tiny"])} <= {
         run.training for run in expand(figure.scales["tiny"])
     }
+
+
+def test_the_claims_are_seen_on_one_set_of_trainings():
+    writing, steps, ablation = (expand(one.scales["tiny"]) for one in experiments("claims"))
+    trained = {run.training for run in writing}
+    assert {run.training for run in steps} <= trained and {run.training for run in ablation} & trained
+    # At one and the same number of bytes: two vectors, whatever the method.
+    told = {run.settings.get("memory_vectors") for run in [*writing, *steps, *ablation]}
+    assert told == {2, None}
+    assert {run.method for run in writing if "memory_vectors" not in run.settings} == {"full_kv", "no_memory"}
 
 
 # ----------------------------------------------------------------------------------------------- runs
@@ -295,8 +308,26 @@ def test_losses_are_measured_for_each_number_of_steps(tmp_path):
     shown = {line.split()[0]: line.split()[1:] for line in done.output.splitlines() if line.strip()}
     assert shown["K"] == ["=", "0", "1", "3"]
     assert shown["seed"] == ["0", *(f"{by_steps[steps]:.2f}" for steps in (0, 1, 3))]
-    assert shown["paper"] == shown["difference"] == ["–"] * 3 and len(shown["foreign"]) == len(shown["random"]) == 3
+    assert len(shown["foreign"]) == len(shown["random"]) == 3
+    # Nothing was published at these K: no row of dashes says so.
+    assert not {"paper", "difference"} & set(shown)
     assert (tmp_path / "runs" / "steps-tiny.png").exists()
+
+
+def test_published_numbers_have_rows_where_there_are_any():
+    published = PaperRow(method="a", task="t", metric="exact_match", value=0.25, source="A paper")
+    shown = []
+    for paper in (published, None):
+        table = [Line("a", {"evaluation_inner_steps": steps}, [0], {}) for steps in (1, 2)]
+        table[0].paper = paper
+        console = Console(file=StringIO(), width=80)
+        console.print(heat_map_report(table, "exact_match"), rows_report(table, "exact_match", 0.9))
+        shown.append(console.file.getvalue())
+    beside, alone = shown
+    heat, rows = beside.split("method")[:2]
+    assert [line.split() for line in heat.splitlines() if "paper" in line] == [["paper", "0.25", "–"]]
+    assert "paper [± sd]" in rows and "0.250" in rows
+    assert "paper" not in alone and "difference" not in alone
 
 
 def test_an_interval_over_seeds_is_students():

@@ -71,7 +71,7 @@ def _heat_map(table: Sequence[Line], metric: str) -> Figure | None:
         for column, value in enumerate(own):
             panel.text(column, row, f"{value:.2f}", ha="center", va="center", color="w" if value < 0.6 else "k")
     panel.set_xticks(range(len(steps)), [str(step) for step in steps])
-    panel.set_yticks(range(len(blocks)), [f"{name}, {setting}" for name, setting in blocks])
+    panel.set_yticks(range(len(blocks)), [", ".join(block).rstrip(", ") for block in blocks])
     panel.set_xlabel("K at evaluation")
     return figure
 
@@ -88,7 +88,7 @@ def _losses(table: Sequence[Line], metric: str) -> Figure | None:
                 scores, parts = by_steps[step].scores(metric), parts_of(by_steps[step])
                 points += [(parts[seed][part], scores[seed]) for seed in scores if seed in parts]
             if points:
-                panel.plot(*zip(*points, strict=True), "o", markersize=4, label=f"{name}, {setting}")
+                panel.plot(*zip(*points, strict=True), "o", markersize=4, label=f"{name}, {setting}".rstrip(", "))
         panel.set_xlabel(f"nats per token of the {part}")
         if index == 0:
             panel.set_ylabel(metric.replace("_", " "))

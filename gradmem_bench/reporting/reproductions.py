@@ -113,7 +113,8 @@ def _grid(headers: Iterable[str], rows: Iterable[Sequence[str]], left: int = 2) 
 
 
 def rows_report(table: Sequence[Line], metric: str, solved_at: float) -> "RenderableType":
-    """Means beside the paper's, then every seed with its controls."""
+    """Means beside the paper's, where it has any, then every seed with its controls."""
+    is_published = any(line.paper is not None for line in table)
     compared, seeds = [], []
     for line in table:
         scores = line.scores(metric)
@@ -122,7 +123,8 @@ def rows_report(table: Sequence[Line], metric: str, solved_at: float) -> "Render
         published = NOTHING if paper is None else _with(paper.value, (paper.low, paper.high))
         difference = None if paper is None or paper.value is None or mean is None else mean - paper.value
         ours = _with(mean, line.interval(metric)) if scores else "missing"
-        compared.append([line.name, line.told, ours, published, _number(difference, 3, sign=True)])
+        beside = [published, _number(difference, 3, sign=True)]
+        compared.append([line.name, line.told, ours, *(beside if is_published else [])])
         swaps = [record.swap_test for _, record in line.records.values()]
         each = " ".join(f"{scores[seed]:.2f}" if seed in scores else "missing" for seed in line.seeds)
         solved = f"{sum(score >= solved_at for score in scores.values())}/{len(scores)}" if scores else NOTHING
@@ -138,8 +140,9 @@ def rows_report(table: Sequence[Line], metric: str, solved_at: float) -> "Render
                 _mean([swap.random_score for swap in swaps]),
             ]
         )
+    headers = ["method", "setting", "ours [95 %]", *(["paper [± sd]", "difference"] if is_published else [])]
     return Group(
-        _grid(["method", "setting", "ours [95 %]", "paper [± sd]", "difference"], compared),
+        _grid(headers, compared),
         Text(""),
         _grid(["method", "setting", "each seed", f"≥ {solved_at:g}", "K = 0", "foreign", "random"], seeds),
         Text("K = 0: no step of WRITE. foreign, random: exact match from another context's, or a random state."),
@@ -162,24 +165,25 @@ def heat_map(table: Sequence[Line]) -> dict[tuple[str, str], dict[int, Line]]:
 
 
 def heat_map_report(table: Sequence[Line], metric: str) -> "RenderableType":
-    """One block a training: its seeds, their mean and the paper's, against K at evaluation."""
+    """One block a training: its seeds, their mean and the paper's where it has any, against K at evaluation."""
     parts: list[RenderableType] = []
     for (name, setting), by_steps in heat_map(table).items():
         steps = sorted(by_steps)
         seeds = dict.fromkeys(seed for line in by_steps.values() for seed in line.seeds)
         scores = {step: by_steps[step].scores(metric) for step in steps}
         means = {step: fmean(one.values()) if one else None for step, one in scores.items()}
-        paper = {step: by_steps[step].paper and by_steps[step].paper.value for step in steps}
+        paper = {step: published.value for step in steps if (published := by_steps[step].paper)}
         rows = [[f"seed {seed}", *(_number(scores[step].get(seed), 2) for step in steps)] for seed in seeds]
         if len(seeds) > 1:
             rows.append(["mean", *(_number(means[step], 2) for step in steps)])
-        rows.append(["paper", *(_number(paper[step], 2) for step in steps)])
-        gap = [
-            NOTHING if means[step] is None or paper[step] is None else f"{means[step] - paper[step]:+.2f}"
-            for step in steps
-        ]
+        if any(value is not None for value in paper.values()):
+            rows.append(["paper", *(_number(paper.get(step), 2) for step in steps)])
+            gap = [
+                NOTHING if means[step] is None or paper.get(step) is None else f"{means[step] - paper[step]:+.2f}"
+                for step in steps
+            ]
+            rows.append(["difference", *gap])
         swaps = [record.swap_test for line in by_steps.values() for _, record in line.records.values()]
-        rows.append(["difference", *gap])
         rows.append(["foreign", *(_mean(s.swap_test.swapped_score for s in _all(by_steps[step])) for step in steps)])
         if any(swap.random_score is not None for swap in swaps):
             random = (_mean(s.swap_test.random_score for s in _all(by_steps[step])) for step in steps)
