@@ -68,7 +68,8 @@ def start(*arguments: str | Path) -> subprocess.Popen:
         [sys.executable, "-m", "gradmem_bench", *map(str, arguments)],
         env=os.environ | variables,
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
