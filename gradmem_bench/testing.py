@@ -15,8 +15,9 @@ from gradmem_bench.conformance.check import LAWS, Finding, check
 from gradmem_bench.conformance.law import Law
 from gradmem_bench.conformance.subject import BACKBONES, RECURRENT, backbone_config
 from gradmem_bench.errors import UserError
+from gradmem_bench.experiment import Options, choose
 from gradmem_bench.methods.base import MemoryMethod
-from gradmem_bench.registry import load_object, located, method_recipe, resolve
+from gradmem_bench.registry import resolve
 
 __all__ = ["LAWS", "Finding", "check_method", "findings"]
 
@@ -70,10 +71,8 @@ def _method(
 ) -> tuple[type[MemoryMethod], StrictModel]:
     name = method
     if isinstance(method, str):
-        entry = located(resolve("method", method, include_paths))
-        recipe = method_recipe(entry)
-        method = load_object(recipe.implementation, entry)
-        parameters = merge(recipe.parameters, parameters)
+        chosen = choose(resolve("method", method, include_paths), Options())
+        method, parameters = chosen.method_class, merge(chosen.recipe.parameters, parameters)
     if not (isinstance(method, type) and issubclass(method, MemoryMethod)):
         raise UserError(f"{name} is no MemoryMethod (see gradmem_bench/methods/base.py).")
     return method, validated(method.Parameters, parameters, f"method '{name}'")
