@@ -65,7 +65,8 @@ def _same_method(row: Row, other: Row) -> bool:
 
 def _difference(row: Row, other: Row, name: str, examples: Examples) -> Difference:
     values, contexts = examples.scores([*row.records, *other.records], name)
-    found = compared(values[: len(row.records)], values[len(row.records) :], contexts)
+    mine, others = values[: len(row.records)], values[len(row.records) :]
+    found = compared(mine, others, contexts, METRICS[name].kind == "proportion")
     if _same_method(row, other):
         # Two runs that are exchangeable: one of them is above the other by as much as seeds do, whatever that is, and a
         # test that holds the trained weights fixed would call it a difference of methods.

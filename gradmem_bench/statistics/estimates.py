@@ -105,12 +105,10 @@ def _interval(
     scores: "ndarray", members: "ndarray", value: float, proportion: bool, level: float
 ) -> tuple[float, float]:
     """The bounds around `value`; both are `value` where no variance was seen."""
-    from scipy.special import stdtrit
-
     found = spread([arm(scores, members)])
     if sqrt(found.variance) <= ROUNDING * max(1.0, abs(value)):
         return value, value
-    t = float(stdtrit(found.freedom, (1 + level) / 2))
+    t = found.cautious_t(level)
     if not proportion:
         half = t * sqrt(found.variance)
         return value - half, value + half

@@ -45,11 +45,13 @@ def compared(
     first: "Sequence[float] | ndarray",
     second: "Sequence[float] | ndarray",
     clusters: Sequence[Hashable],
+    proportion: bool,
     level: float = 0.95,
 ) -> Difference:
     """The mean of `first` less that of `second`, paired by example and clustered by context.
 
-    The interval is t times the standard error of `variance.spread`. The test, of a single seed each:
+    The interval is t times the standard error of `variance.spread`, and of proportions no further than -1 and 1. The
+    test, of a single seed each:
 
     - `mcnemar` for ones and zeros with one query a context;
     - `sign_flips` for anything else.
@@ -66,6 +68,7 @@ def compared(
     Args:
         first, second: (n,), or (S, n) with a row for each seed; the columns are the same examples.
         clusters: (n,), the context of each.
+        proportion: whether the values are of a metric from 0 to 1.
     """
     import numpy as np
     from scipy.special import stdtr, stdtrit
@@ -106,7 +109,10 @@ def compared(
     if exact:
         return difference("the difference is the same in every context", value, **tested)
     half = float(stdtrit(found.freedom, (1 + level) / 2)) * error
-    return difference(None, value, low=value - half, high=value + half, **tested)
+    low, high = value - half, value + half
+    if proportion:
+        low, high = max(-1.0, low), min(1.0, high)
+    return difference(None, value, low=low, high=high, **tested)
 
 
 def mcnemar(first_only: int, second_only: int) -> float:

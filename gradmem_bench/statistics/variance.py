@@ -14,9 +14,30 @@ if TYPE_CHECKING:
 class Spread:
     """The variance of an estimate, and how well it is known."""
 
-    variance: float
-    freedom: float
-    """Degrees of freedom, for Student's t: at least 1, not necessarily whole."""
+    parts: tuple[tuple[float, float], ...]
+    """What the variance is the sum of, each with its degrees of freedom: at least 1, not necessarily whole."""
+
+    @property
+    def variance(self) -> float:
+        return sum(part for part, _ in self.parts)
+
+    @property
+    def freedom(self) -> float:
+        """Degrees of freedom of the whole, for Student's t, by Satterthwaite's rule; 1 without any variance."""
+        whole = self.variance
+        # Scaled, since squares of small variances leave the range of floats.
+        return 1 / sum((part / whole) ** 2 / freedom for part, freedom in self.parts) if whole else 1.0
+
+    def cautious_t(self, level: float) -> float:
+        """The parts' own quantiles of t, weighted by their variances (Cochran and Cox, "Experimental Designs", 1957).
+
+        Satterthwaite's rule is too sure of one method's mean: two or three seeds that happen to agree make their part
+        look small, and many degrees of freedom with it, just where the mean of these seeds is far from that of others.
+        """
+        from scipy.special import stdtrit
+
+        quantiles = [float(stdtrit(freedom, (1 + level) / 2)) for _, freedom in self.parts]
+        return sum(part * t for (part, _), t in zip(self.parts, quantiles, strict=True)) / self.variance
 
 
 @dataclass(frozen=True)
@@ -75,7 +96,7 @@ def spread(arms: Sequence[Arm]) -> Spread:
         variance      max(0, contexts - interaction) + seeds
 
     That is the two-way analysis of variance with random seeds and random contexts; the floor at 0 and the degrees of
-    freedom by Satterthwaite's rule are those of Hillis ("A comparison of denominator degrees of freedom methods for
+    freedom of each part are those of Hillis ("A comparison of denominator degrees of freedom methods for
     multiple observer ROC analysis", Statistics in Medicine 26, 2007), where readers stand for seeds and cases for
     contexts. The degrees of freedom of the contexts' part come from the kurtosis of g: k - 1 where all contexts weigh
     alike, few where the variance hangs on a few of them. An arm of one seed adds nothing: what is said then holds for
@@ -99,8 +120,4 @@ def spread(arms: Sequence[Arm]) -> Spread:
         concentration = (squares**2).sum() / squares.sum() ** 2 - 1 / k
         freedom = float(np.clip(2 / max(concentration, 1e-9), 1, k - 1))
         parts.append((max(0.0, float(contexts - interaction)), freedom))
-    variance = sum(part for part, _ in parts)
-    if variance == 0:
-        return Spread(0.0, 1.0)
-    # Scaled, since squares of small variances leave the range of floats.
-    return Spread(variance, 1 / sum((part / variance) ** 2 / freedom for part, freedom in parts))
+    return Spread(tuple(parts))
