@@ -138,7 +138,7 @@ def skewed(design: Design, generator: Generator) -> dict[str, float]:
 
 def two_methods(design: Design, generator: Generator) -> dict[str, float]:
     first, second, clusters = answers(design, generator)
-    found = compared(first, second, clusters.tolist())
+    found = compared(first, second, clusters.tolist(), proportion=True)
     discordant = int((first > second).sum()), int((second > first).sum())
     return {
         "coverage": found.low is not None and found.low <= design.difference <= found.high,
@@ -150,7 +150,7 @@ def two_methods(design: Design, generator: Generator) -> dict[str, float]:
 def several_seeds(design: Design, generator: Generator) -> dict[str, float]:
     first, second, clusters = answers(design, generator)
     names = clusters.tolist()
-    one, both = estimate(first, names, proportion=True), compared(first, second, names)
+    one, both = estimate(first, names, proportion=True), compared(first, second, names, proportion=True)
     given = estimate(first.mean(axis=0) - second.mean(axis=0), names, proportion=False)
     return {
         "coverage": one.low <= design.score <= one.high,
