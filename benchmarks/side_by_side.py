@@ -26,6 +26,9 @@ Row = dict[str, Any]
 QUIET = {"OMP_WAIT_POLICY": "PASSIVE", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_MMAP_THRESHOLD_": str(1 << 40)}
 """For all variants alike: who waits does not spin beside who runs, and freed memory is not given back at every step, to
 be asked for again at the next."""
+WEIGHED = {"OMP_WAIT_POLICY": "PASSIVE", "MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
+"""Where memory is measured, every tensor has pages of its own, which go back with it: else the holes between tensors in
+the heap, a seventh of the whole after 30 steps, would count as memory that a step takes."""
 STYLES = {"naive": ("0.0", "o", "-"), "unrolled": ("0.55", "s", ":"), "recompute": ("0.35", "^", "--")}
 STYLES |= {"plain": STYLES["recompute"], "compiled": ("tab:blue", "D", "-.")}
 """Colour, marker and line of a variant, that differ in grey too."""
@@ -107,7 +110,7 @@ def _resident(key: str) -> int:
 def take_turns(
     script: str, arguments: argparse.Namespace, variants: Sequence[str], **instead: Any
 ) -> dict[str, list[Row]]:
-    """Each variant's answers: one to warm up, and `--repeats` more in turns.
+    """Each variant's answers: one to warm up, `--repeats` more in turns, and last, of a process of its own, its memory.
 
     Args:
         script: whose `work` is run.
@@ -116,29 +119,39 @@ def take_turns(
     """
     flags = _flags(vars(arguments) | instead)
     command = [sys.executable, script, *flags]
-    workers = {
-        variant: subprocess.Popen(
-            [*command, "--variant", variant],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | QUIET,
-        )
-        for variant in variants
-    }
+    workers = {variant: _worker([*command, "--variant", variant], QUIET) for variant in variants}
     answers: dict[str, list[Row]] = {variant: [] for variant in variants}
     for _ in range(1 + arguments.repeats):
         for variant, worker in workers.items():
-            worker.stdin.write("step\n")
-            worker.stdin.flush()
-            line = worker.stdout.readline()
-            if not line:
-                raise SystemExit(f"{variant} ended early: {' '.join(flags)}")
-            answers[variant].append(json.loads(line))
+            answers[variant].append(_answer(worker))
     for worker in workers.values():
-        worker.stdin.close()
-        worker.wait()
+        _end(worker)
+    # One after another: there is room for each.
+    for variant in variants:
+        worker = _worker([*command, "--variant", variant], WEIGHED)
+        _answer(worker)
+        answers[variant].append(_answer(worker))
+        _end(worker)
     return answers
+
+
+def _worker(command: list[str], settings: dict[str, str]) -> subprocess.Popen[str]:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    return subprocess.Popen(command, **pipes, text=True, env=os.environ | settings)
+
+
+def _answer(worker: subprocess.Popen[str]) -> Row:
+    worker.stdin.write("step\n")
+    worker.stdin.flush()
+    line = worker.stdout.readline()
+    if not line:
+        raise SystemExit(f"It ended early: {' '.join(worker.args)}")
+    return json.loads(line)
+
+
+def _end(worker: subprocess.Popen[str]) -> None:
+    worker.stdin.close()
+    worker.wait()
 
 
 def _flags(told: dict[str, Any]) -> list[str]:
@@ -151,20 +164,21 @@ def _flags(told: dict[str, Any]) -> list[str]:
 
 def row(found: Sequence[Row], reference: Sequence[Row] | None, **what: Any) -> Row:
     """Medians of a variant's answers, and the median and range of its paired ratios to the reference's."""
+    _, *timed, weighed = found
     figures = {
         **what,
-        "seconds": statistics.median(one["seconds"] for one in found[1:]),
-        "bytes": max(one["bytes"] for one in found[1:]),
+        "seconds": statistics.median(one["seconds"] for one in timed),
+        "bytes": weighed["bytes"],
         "time_ratio": None,
         "memory_ratio": None,
     }
     if reference is not None:
-        ratios = [one["seconds"] / other["seconds"] for one, other in zip(found[1:], reference[1:], strict=True)]
+        ratios = [one["seconds"] / other["seconds"] for one, other in zip(timed, reference[1:-1], strict=True)]
         figures |= {
             "time_ratio": statistics.median(ratios),
             "time_ratio_low": min(ratios),
             "time_ratio_high": max(ratios),
-            "memory_ratio": figures["bytes"] / max(one["bytes"] for one in reference[1:]),
+            "memory_ratio": figures["bytes"] / reference[-1]["bytes"],
         }
     return figures
 
