@@ -19,6 +19,8 @@ def test_intervals_and_tests_are_as_often_right_as_is_claimed():
     enough = [row for row in same if row["contexts"] >= (1000 if row["queries"] == [1, 1] else 100)]
     assert len(enough) == 5 and all(0.04 <= row["significant"] <= 0.06 for row in enough)
     assert all(0.93 <= row["coverage"] <= 0.97 for row in parts["two methods"])
+    assert all(0.93 <= row["coverage"] <= 0.985 for row in parts["several seeds"])
+    assert all(row["coverage"] <= 0.97 for row in parts["several seeds"] if row["seeds"] >= 5)
     several = [row for row in parts["several seeds"] if row["seeds"] >= 3]
     assert all(0.04 <= row["significant"] <= 0.06 and row["coverage_difference"] >= 0.93 for row in several)
 
