@@ -68,11 +68,9 @@ def drive(arguments: argparse.Namespace) -> None:
                 variants.remove(one)
         answers = take_turns(__file__, arguments, variants, pairs=size, length=size, steps=steps)
         expected = answers[variants[0]][0]["gradients"]
-        # In a model that knows nothing yet, small differences of large sums: of the smallest, float32 leaves rounding.
-        rounding = 1e-2 * max(expected.values())
         for variant, found in answers.items():
             for name, norm in expected.items():
-                if abs(found[0]["gradients"][name] - norm) > 1e-3 * max(norm, rounding):
+                if abs(found[0]["gradients"][name] - norm) > 1e-3 * norm:
                     raise SystemExit(f"{variant} disagrees with {variants[0]} on the gradient of {name}")
         rows = {variant: row(found, answers.get("naive"), variant=variant) for variant, found in answers.items()}
         if "naive" in rows:

@@ -54,7 +54,8 @@ def method_and_batch(arguments: argparse.Namespace, engine: str) -> tuple[GradMe
         vocabulary = 50257
     backbone = load_backbone(shape, tokenizer, arguments.device, 0)
     if vocabulary != backbone.vocabulary_size:
-        backbone.model.resize_token_embeddings(vocabulary)
+        # Drawn anew: around the mean of the old ones they would all be the same token but for rounding.
+        backbone.model.resize_token_embeddings(vocabulary, mean_resizing=False)
 
     def tokens(width: int) -> Tokens:
         size = arguments.batch, width
