@@ -180,6 +180,8 @@ class Trainer:
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
         self.terms: dict[str, Tensor] = {}
+        self.gradient_norm = 0.0
+        """Of the last step, before it was clipped."""
 
     # ------------------------------------------------------------------------------------------ resume
 
@@ -336,6 +338,7 @@ class Trainer:
                 f"{float(norm):g}; {f'the checkpoint of step {kept} stays' if kept else 'there is no checkpoint yet'}, "
                 "and a lower training.learning_rate, or a smaller step of the method's own, may help."
             )
+        self.gradient_norm = float(norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         progress.contexts += size * self.accelerator.num_processes
@@ -353,6 +356,7 @@ class Trainer:
         progress.history.append({**row, "contexts": stage.scored, "seconds": round(progress.seconds, 3)})
         logged = {key: value for key, value in row.items() if key != "step"}
         logged |= {f"loss/{name}": float(term) for name, term in self.terms.items()}
+        logged["gradient_norm"] = self.gradient_norm
         self.accelerator.log(logged, step=progress.step)
         if stage.until is not None:
             spent = progress.step - progress.stage_began

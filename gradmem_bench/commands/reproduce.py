@@ -25,8 +25,8 @@ def reproduce(
     figure: Annotated[
         str,
         typer.Argument(
-            help="fig3, fig4 (fig4a, fig4b), fig5, tables (babi, squad, question, reconstruction), or the path of an "
-            "experiment's YAML."
+            help="fig3, fig4 (fig4a, fig4b), fig5, tables (babi, squad, question, reconstruction), claims (writing, "
+            "writing_steps, writing_ablation), or the path of an experiment's YAML."
         ),
     ],
     scale: Annotated[
