@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 import yaml
 from commands import command, files
+from records import write_run
 from rich.console import Console
 
 from gradmem_bench.errors import UserError
 from gradmem_bench.metrics import METRICS
 from gradmem_bench.reconstruction import PARTS_FILE, token_parts
 from gradmem_bench.registry import recipe_folder
-from gradmem_bench.reporting.reproductions import Line, heat_map_report, over_seeds, rows_report
+from gradmem_bench.reporting.comparison import comparison
+from gradmem_bench.reporting.reproductions import Line, heat_map_report, rows_report
 from gradmem_bench.reproduction import (
     SCALES,
     Archive,
@@ -26,7 +28,7 @@ from gradmem_bench.reproduction import (
     missing,
     paper_figure,
 )
-from gradmem_bench.results import find_records
+from gradmem_bench.results import find_records, read_examples
 from gradmem_bench.tasks.declaration import load_task
 
 FIGURES = ("fig3", "fig4a", "fig4b", "fig5", "babi", "squad", "question", "reconstruction")
@@ -330,8 +332,19 @@ def test_published_numbers_have_rows_where_there_are_any():
     assert "paper" not in alone and "difference" not in alone
 
 
-def test_an_interval_over_seeds_is_students():
-    # Mean 0.5, deviation 0.1, three seeds: 4.3027 * 0.1 / sqrt(3).
-    low, high = over_seeds([0.4, 0.5, 0.6])
-    assert (low, high) == (pytest.approx(0.5 - 0.24841, abs=1e-4), pytest.approx(0.5 + 0.24841, abs=1e-4))
-    assert over_seeds([0.03, 0.97]) == (0.0, 1.0)
+def test_an_interval_over_seeds_is_that_of_compare(tmp_path):
+    line, hits = Line("GradMem", {}, [0, 1, 2], {}), {0: 7, 1: 9, 2: 4}
+    for seed, count in hits.items():
+        folder = tmp_path / f"gradmem-{seed}"
+        record = write_run(folder, [index % 10 < count for index in range(200)], queries=4, seed=seed)
+        line.records[seed] = folder / "run.json", record
+    records = [record for _, record in line.records.values()]
+    (table,) = comparison(records, examples=lambda record: read_examples(tmp_path / record.run_id))
+    (row,) = table.rows
+    assert row.result.value == pytest.approx(20 / 30)
+    assert line.interval("exact_match") == (row.result.low, row.result.high)
+    # Three seeds this far apart say little of a fourth: t with 2 degrees of freedom.
+    assert row.result.low < 0.4 and row.result.high > 0.9
+    alone, exact = Line("GradMem", {}, [0], {0: line.records[0]}), records[0].metrics["exact_match"]
+    assert alone.interval("exact_match") == (exact.low, exact.high)
+    assert Line("GradMem", {}, [0], {}).interval("exact_match") is None

@@ -1,11 +1,10 @@
 """Ours beside the paper's: every seed, both intervals, the difference, the controls, and what is missing."""
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
@@ -13,8 +12,12 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from gradmem_bench.metrics import METRICS
 from gradmem_bench.reconstruction import PARTS_FILE
+from gradmem_bench.reporting.rows import Examples
 from gradmem_bench.reproduction import Archive, Experiment, PaperFigure, PaperRow, Run, Scale
+from gradmem_bench.results import read_examples
+from gradmem_bench.statistics import estimate
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -42,27 +45,22 @@ class Line:
         found = {seed: record.metrics[metric].value for seed, (_, record) in self.records.items()}
         return {seed: value for seed, value in found.items() if value is not None}
 
-    def interval(self, metric: str) -> tuple[float, float] | None:
-        """Of the mean over seeds, by Student's t; of one seed, or of equal ones, over their contexts."""
-        scores = list(self.scores(metric).values())
-        if len(set(scores)) > 1:
-            return over_seeds(scores)
-        found = [record.metrics[metric] for _, record in self.records.values()]
-        bounds = [(one.low, one.high) for one in found if one.low is not None]
-        return (min(low for low, _ in bounds), max(high for _, high in bounds)) if bounds else None
+    def interval(self, metric: str) -> tuple[float | None, float | None] | None:
+        """Of the mean over seeds and contexts, as `gradmem-bench compare` has it; of one seed, as its record has it.
+
+        Raises UserError where the example rows of several seeds are not those that their records count.
+        """
+        records = [record for _, record in self.records.values()]
+        if len(records) < 2:
+            return next(((one.metrics[metric].low, one.metrics[metric].high) for one in records), None)
+        folders = {record.run_id: path.parent for path, record in self.records.values()}
+        examples = Examples(lambda record: read_examples(folders[record.run_id]))
+        found = estimate(*examples.scores(records, metric), METRICS[metric].kind == "proportion")
+        return found.low, found.high
 
     @property
     def told(self) -> str:
         return ", ".join(f"{_short(key)} {value}" for key, value in self.setting.items())
-
-
-def over_seeds(scores: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of the mean of at least two scores between 0 and 1, the unit of chance being the training."""
-    from scipy.special import stdtrit
-
-    half = float(stdtrit(len(scores) - 1, 0.975)) * stdev(scores) / math.sqrt(len(scores))
-    mean = fmean(scores)
-    return max(0.0, mean - half), min(1.0, mean + half)
 
 
 def lines(experiment: Experiment, runs: Sequence[Run], archive: Archive, paper: PaperFigure | None) -> list[Line]:
