@@ -58,20 +58,25 @@ def local_task(tmp_path):
         (
             "gradmem --set=memory_vectors=4 --set=write_head=true",
             "512 B",
-            "4, holding 1 KiB",
+            "at most 4, holding 1 KiB",
             16_992 + 4 * 32 + 16 * 32,
         ),
-        ("rmt --set=memory_vectors=4 --set=projection=shared", "512 B", "4, holding 1 KiB", 16_992 + 4 * 32 + 33 * 32),
-        ("full_kv", "1.5 KiB", "6, holding 1.5 KiB", 16_992),
-        ("truncated_text", "6 B", "6, holding 1.5 KiB", 16_992),
-        ("no_memory", "0 B", "0, holding 0 B", 16_992),
+        (
+            "rmt --set=memory_vectors=4 --set=projection=shared",
+            "512 B",
+            "at most 4, holding 1 KiB",
+            16_992 + 4 * 32 + 33 * 32,
+        ),
+        ("full_kv", "1.5 KiB", "at most 6, holding 1.5 KiB", 16_992),
+        ("truncated_text", "6 B", "at most 6, holding 1.5 KiB", 16_992),
+        ("no_memory", "0 B", "at most 0, holding 0 B", 16_992),
     ],
 )
 def test_a_dry_run_says_what_a_run_would_cost_and_writes_nothing(tmp_path, method, state, positions, parameters):
     done = command("run", "--method", *method.split(), *TINY, "--dry-run", "--output", tmp_path / "runs")
     assert (done.code, done.errors) == (0, "")
     facts = dict(line.split("  ", 1) for line in done.output.splitlines()[1:7])
-    assert facts["state"].strip().startswith(f"{state} for a context of 6 tokens")
+    assert facts["state"].strip().startswith(f"at most {state} for a context of 6 tokens")
     assert facts["READ positions"].strip() == f"{positions} of KV"
     assert facts["budget"].split()[0] == "none"
     assert facts["parameters"].strip() == f"{parameters:,}"
@@ -83,7 +88,7 @@ def test_a_dry_run_needs_no_weights_file(tmp_path, model):
     given = ["--method=gradmem", *TINY, "--set=memory_vectors=4", "--backbone", model, "--output", tmp_path / "runs"]
     done = command("run", *given, "--dry-run")
     assert (done.code, done.errors) == (0, "")
-    assert "state           512 B for a context of 6 tokens" in done.output
+    assert "state           at most 512 B for a context of 6 tokens" in done.output
     assert list(tmp_path.iterdir()) == []
     done = command("run", *given)
     assert done.code == 2

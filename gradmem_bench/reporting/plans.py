@@ -28,9 +28,12 @@ def describe(plan: "Plan", output: Path, in_full: bool) -> Group:
     positions = footprint.read_positions
     facts.add_row("backbone", f"{plan.backbone.name}, {plan.options.dtype} on {plan.options.device}")
     facts.add_row("budget", _budget(plan))
-    facts.add_row("state", f"{format_bytes(footprint.state_bytes)} for a context of {longest} tokens (mean {mean:.0f})")
     facts.add_row(
-        "READ positions", f"{positions}, holding {format_bytes(positions * plan.shape.kv_bytes_per_position)} of KV"
+        "state", f"at most {format_bytes(footprint.state_bytes)} for a context of {longest} tokens (mean {mean:.0f})"
+    )
+    facts.add_row(
+        "READ positions",
+        f"at most {positions}, holding {format_bytes(positions * plan.shape.kv_bytes_per_position)} of KV",
     )
     facts.add_row("parameters", f"{plan.parameter_count:,}")
     facts.add_row(
