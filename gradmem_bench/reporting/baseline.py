@@ -6,7 +6,8 @@ from dataclasses import replace
 from gradmem_bench.config import Budget
 from gradmem_bench.errors import UserError, did_you_mean
 from gradmem_bench.metrics import METRICS
-from gradmem_bench.reporting.rows import Examples, Row, Versus
+from gradmem_bench.reporting.examples import Examples
+from gradmem_bench.reporting.rows import Row, Versus
 from gradmem_bench.statistics import Difference, compared, holm, verdict
 
 
@@ -64,7 +65,7 @@ def _same_method(row: Row, other: Row) -> bool:
 
 
 def _difference(row: Row, other: Row, name: str, examples: Examples) -> Difference:
-    values, contexts = examples.scores([*row.records, *other.records], name)
+    values, contexts = examples.scores([*row.records, *other.records], name, "Without --baseline it is not needed.")
     mine, others = values[: len(row.records)], values[len(row.records) :]
     found = compared(mine, others, contexts, METRICS[name].kind == "proportion")
     if _same_method(row, other):

@@ -3,6 +3,7 @@ import io
 import json
 import re
 from pathlib import Path
+from shutil import copytree, rmtree
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from gradmem_bench.errors import UserError
 from gradmem_bench.reporting.comparison import comparison
 from gradmem_bench.reporting.formats import to_csv, to_latex, to_markdown
 from gradmem_bench.reporting.tables import to_rich
-from gradmem_bench.results import ExampleLog, find_records, read_examples
+from gradmem_bench.results import ExampleLog, find_records, read_examples, write_record
 
 PUBLISHED = Path(__file__).parents[2] / "leaderboards" / "kv_small"
 
@@ -119,6 +120,46 @@ def test_queries_of_one_context_are_flipped_together_and_holm_counts_the_rows(tm
     assert other["exact_match_difference_p_holm"] == pytest.approx(2 * other["exact_match_difference_p"])
 
 
+def test_the_same_run_in_two_folders_is_counted_once(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path / "runs" / f"gradmem-{seed}", answers(0.6, 100, seed), seed=seed)
+    copytree(tmp_path / "runs", tmp_path / "filed")
+    [row] = compared_rows(tmp_path / "runs", tmp_path / "filed").values()
+    assert row["seeds"] == "0 1"
+    # Filed under the same run id, with other answers.
+    rmtree(tmp_path / "filed" / "gradmem-1")
+    write_run(tmp_path / "filed" / "gradmem-1", answers(0.8, 100, 7), seed=1)
+    [row] = compared_rows(tmp_path / "runs", tmp_path / "filed").values()
+    assert (row["seeds"], row["exact_match"]) == ("0 1", 0.7)
+    text = " ".join(command("compare", tmp_path / "runs", tmp_path / "filed").output.split())
+    assert "Found more than once, with unlike records, of which the last counts: gradmem-1." in text
+
+
+def test_intervals_of_differences_are_said_to_be_uncorrected_where_p_is(tmp_path):
+    for name, score in (("rmt", 0.4), ("gradmem", 0.6), ("other", 0.5)):
+        write_run(tmp_path / name, answers(score, 200, len(name)), name)
+    line = (
+        "Each interval of a difference is by itself, not corrected as p is, so that one that leaves 0 out may stand "
+        "beside tied."
+    )
+    [table] = tables(tmp_path, baseline="rmt")
+    assert line in table.caption
+    [table] = tables(tmp_path)
+    assert line not in table.caption
+
+
+def test_own_scores_that_nobody_has_are_no_traceback(tmp_path):
+    own = TASK.model_copy(update={"name": "drop", "own_metric": "rouge", "contexts": 50, "queries": 100, "limit": None})
+    write_run(tmp_path / "a", [False] * 100, own=[0.5] * 50 + [0.7] * 50, task=own, queries=2)
+    record = write_run(tmp_path / "b", [True] * 100, "rmt", own=[0.4] * 50 + [0.5] * 50, task=own, queries=2)
+    empty = record.metrics["task_score"].model_copy(update={"value": None})
+    record = record.model_copy(update={"metrics": record.metrics | {"task_score": empty}})
+    write_record(record, tmp_path / "b")
+    for words in ([], ["--baseline=rmt"], ["--baseline=gradmem", "--format=markdown"], ["--format=latex"]):
+        done = command("compare", tmp_path, *words)
+        assert done.code == 0 and "No rouge for rmt: its record has none." in " ".join(done.output.split())
+
+
 def test_f1_of_text_is_compared_too(tmp_path):
     task = TASK.model_copy(update={"normalized_answers": True, "contexts": 200, "queries": 400, "limit": None})
     write_run(tmp_path / "rmt", answers(0.4, 400, 0), "rmt", queries=2, task=task)
@@ -204,10 +245,23 @@ def test_missing_examples_are_needed_for_a_baseline_alone(tmp_path):
     for seed in (0, 1):
         write_run(tmp_path / str(seed), answers(0.7, 50, seed), seed=seed)
     (tmp_path / "1" / "examples.parquet").unlink()
-    for words in ([], ["--baseline=gradmem (seed 0)", "--each-seed"]):
+    missing = "an examples.parquet was expected. Fetch the file, or make the run again."
+    ways = {
+        (): "A table with --each-seed and without --baseline needs none.",
+        ("--baseline=gradmem (seed 0)", "--each-seed"): "Without --baseline it is not needed.",
+    }
+    for words, way in ways.items():
         errors = " ".join(command("compare", tmp_path, *words).errors.split())
-        assert "an examples.parquet was expected. Only a table with --each-seed and without --baseline" in errors
+        assert f"{missing} {way}" in errors
     assert set(compared_rows(tmp_path, "--each-seed")) == {"gradmem (seed 0)", "gradmem (seed 1)"}
+    # A row of one seed needs its examples for a comparison alone.
+    (tmp_path / "1" / "run.json").unlink()
+    write_run(tmp_path / "rmt", answers(0.6, 50, 3), "rmt")
+    (tmp_path / "rmt" / "examples.parquet").write_bytes(b"PAR1")
+    errors = " ".join(command("compare", tmp_path, "--baseline=rmt").errors.split())
+    assert "it is not Parquet" in errors
+    assert "Fetch the file, or make the run again. Without --baseline it is not needed." in errors
+    assert set(compared_rows(tmp_path)) == {"gradmem", "rmt"}
 
 
 def test_examples_that_do_not_add_up_to_their_record_are_refused(tmp_path):
@@ -232,7 +286,10 @@ def test_what_differs_in_more_than_the_seed_is_not_one_row(tmp_path):
     ]
     write_run(tmp_path / "d", answers(0.6, 50, 1), seed=1)
     [table] = tables(tmp_path)
-    assert {len(row.records) for row in table.rows} == {1}, "a seed that is there twice is no second seed"
+    assert [row.seeds for row in table.rows] == [(2,), (0, 1)], "a seed that is there twice is no second seed"
+    write_run(tmp_path / "e", answers(0.8, 50, 1), seed=1, config_hash="e" * 16)
+    [table] = tables(tmp_path)
+    assert {len(row.records) for row in table.rows} == {1}, "nor is one whose configuration says that it is another run"
 
 
 def test_a_failed_swap_test_of_one_seed_marks_the_row(tmp_path):

@@ -3,13 +3,13 @@ import io
 import json
 
 import pytest
-from records import BACKBONE, PASSED, TASK, TRAINING, demo_records, measured_costs, metric, run_record
+from records import BACKBONE, ENVIRONMENT, PASSED, TASK, TRAINING, demo_records, measured_costs, metric, run_record
 from rich.console import Console
 
 from gradmem_bench.config import Budget
 from gradmem_bench.errors import UserError
 from gradmem_bench.reporting.comparison import comparison
-from gradmem_bench.reporting.formats import to_csv, to_json, to_markdown
+from gradmem_bench.reporting.formats import to_csv, to_json, to_latex, to_markdown
 from gradmem_bench.reporting.tables import to_rich
 from gradmem_bench.results import Capacity
 
@@ -67,13 +67,34 @@ def test_without_floor_or_ceiling_nothing_is_normalised_and_that_is_said():
     assert "The ceiling is not above the floor" in caption(table)
 
 
-def test_of_several_floors_the_best_counts():
-    better = run_record("no_memory", "floor", 60, run_id="better", training=changed(TRAINING, seed=1))
+def test_of_several_ceilings_one_that_is_not_quantised_then_the_longest_trained_counts():
+    def ceiling(right, steps, dtype="float32"):
+        training = changed(TRAINING, steps=steps)
+        record = run_record("full_kv", "ceiling", right, training=training, config_hash=f"{right}" * 5)
+        return changed(record, footprint=changed(record.footprint, state_dtype=dtype), run_id=f"{right}")
+
+    short, long, narrow = ceiling(505, 20), ceiling(500, 60), ceiling(512, 60, "int4")
+    records = [run_record("no_memory", "floor", 34), run_record(right=400)]
+    for ceilings, taken in ([short, long, narrow], 500), ([short, narrow], 505), ([narrow], 512):
+        [table] = comparison([*records, *ceilings])
+        assert table.ceiling.score == taken / 512
+        gradmem = next(row for row in table.rows if row.label == "gradmem")
+        assert gradmem.normalized_score == pytest.approx((400 - 34) / (taken - 34))
+        rule = (
+            "; of several ceilings, one whose states are not quantised before others, then the most training steps, "
+            "then the best score."
+        )
+        said = f"ceiling {table.ceiling.label} {taken / 512:.3f}"
+        assert f"{said}{rule if len(ceilings) > 1 else '.'}" in caption(table)
+
+
+def test_of_several_floors_trained_alike_the_best_counts():
+    better = run_record("no_memory", "floor", 60, run_id="better", training=changed(TRAINING, seed=1, steps=400))
     [table] = comparison([*demo_records(), better])
     by_label = {row.label: row.normalized_score for row in table.rows}
     assert by_label["gradmem"] == pytest.approx((473 - 60) / (511 - 60))
     assert by_label["no_memory (seed 0)"] < 0 == by_label["no_memory (seed 1)"]
-    assert "floor no_memory (seed 1) 0.117, ceiling full_kv 0.998, the best of several" in caption(table)
+    assert "floor no_memory (seed 1) 0.117, ceiling full_kv 0.998; of several floors, one" in caption(table)
     assert "One seed a row (0, 1): those intervals say nothing of another seed." in table.caption
 
 
@@ -91,10 +112,59 @@ def test_records_of_one_method_are_told_apart_by_as_little_as_will_do():
         "gradmem (inner_steps 5, seed 0)",
         "gradmem (seed 3)",
     ]
-    assert labels(run_record(run_id="one"), run_record(run_id="two")) == ["gradmem (one)", "gradmem (two)"]
-    assert labels(first, first.model_copy(deep=True)) == ["gradmem"], "a copy of a record is the same run"
-    with pytest.raises(UserError, match="Two different records have the run id one"):
-        labels(run_record(run_id="one"), run_record(run_id="one", right=3))
+    assert labels(run_record(config_hash="1" * 16, run_id="one"), run_record(config_hash="2" * 16, run_id="two")) == [
+        "gradmem (one)",
+        "gradmem (two)",
+    ], "nothing that the record knows tells them apart"
+
+
+def test_what_a_label_is_told_apart_by_comes_before_its_run():
+    def labels(*records):
+        return sorted(row.label for row in comparison(records)[0].rows)
+
+    def trained(right, begun=None, **config):
+        training = changed(TRAINING, config=TRAINING.config | config, initial_checkpoint=begun)
+        return run_record(right=right, training=training)
+
+    asked = trained(400, queries_per_context=None, betas=[0.9, 0.999]), trained(300, queries_per_context=1)
+    assert labels(*asked) == ["gradmem (queries_per_context 1)", "gradmem (queries_per_context none)"]
+    # The parameter has the name of a setting of the training.
+    both = [run_record(right=right, parameters={"learning_rate": 1.0}) for right in (2, 3)]
+    both[1] = changed(both[1], training=changed(TRAINING, config={"steps": 1000, "learning_rate": 0.1}))
+    assert labels(*both) == ["gradmem (training.learning_rate 0.001)", "gradmem (training.learning_rate 0.1)"]
+    stages = trained(3, curriculum=[{"task": {"pairs": 2}, "until": 0.9, "steps": None}]), trained(4, curriculum=[])
+    assert labels(*stages) == [
+        "gradmem (curriculum [])",
+        "gradmem (curriculum [{task: {pairs: 2}, until: 0.9, steps: none}])",
+    ]
+    begun = trained(2), trained(3, "gradmem-1f72c8df/method.safetensors (weights a, 300 steps)")
+    assert labels(*begun) == ["gradmem (from gradmem-1f72c8df)", "gradmem (from scratch)"]
+    absent = run_record(parameters={"steps": None}), run_record(parameters={"steps": 2}), run_record(parameters={})
+    assert labels(*absent[:2]) == ["gradmem (gradmem.steps 2)", "gradmem (gradmem.steps none)"]
+    stored = [run_record("full_kv", "ceiling", right, budget=budget) for right, budget in ((9, None), (8, Budget()))]
+    stored[1] = changed(stored[1], footprint=changed(stored[1].footprint, state_dtype="int8"))
+    assert labels(*stored) == ["full_kv (state_dtype float32)", "full_kv (state_dtype int8)"]
+    bounded = run_record("full_kv", "ceiling", 9), run_record("full_kv", "ceiling", 8, budget=Budget(bytes=4096))
+    assert labels(*bounded) == ["full_kv (bound 4 KiB)", "full_kv (bound none)"]
+    computed = run_record(), run_record(right=3, environment=changed(ENVIRONMENT, dtype="bfloat16"))
+    assert labels(*computed) == ["gradmem (dtype bfloat16)", "gradmem (dtype float32)"]
+
+
+def test_a_run_that_was_found_twice_counts_once():
+    first, second = run_record(right=400), run_record(right=300, training=changed(TRAINING, seed=1))
+    [table] = comparison([first, second, first.model_copy(deep=True)])
+    assert [row.label for row in table.rows] == ["gradmem (seed 0)", "gradmem (seed 1)"]
+    again = changed(first, run_id="again", created="2027-01-01T00:00:00+00:00", command=["gradmem-bench"])
+    [table] = comparison([first, again])
+    assert [row.label for row in table.rows] == ["gradmem"], "made again with the same numbers"
+    assert "more than once" not in caption(table)
+    other = run_record(right=3, run_id="other")
+    [table] = comparison([first, changed(other, run_id=first.run_id)])
+    assert [row.score for row in table.rows] == [3 / 512]
+    assert f"Found more than once, with unlike records, of which the last counts: {first.run_id}." in table.caption
+    [table] = comparison([other, first, second])
+    assert [row.score for row in table.rows] == [400 / 512, 300 / 512]
+    assert f"of which the last counts: {first.run_id} (also other)." in caption(table)
 
 
 def source(**changes):
@@ -122,10 +192,36 @@ def test_what_does_not_compare_is_refused_or_set_apart(changes, difference):
     records = [*demo_records(), stranger]
     with pytest.raises(UserError, match=difference) as caught:
         comparison(records)
-    assert f"{records[0].run_id} (no_memory) and stranger-1 (stranger) of task kv_retrieval" in str(caught.value)
+    assert "no_memory-564f3a9f, rmt-4dd7734f, gradmem-7b8265bc and 2 more against stranger-" in str(caught.value)
     assert "--by config" in str(caught.value)
     tables = comparison(records, by="config")
     assert [len(table.rows) for table in tables] == [5, 1]
+
+
+def test_all_sets_that_do_not_compare_are_told_and_titled_by_what_they_differ_in():
+    def of(name, settings=None, limit=128, tokenizer="kv_retrieval", **source):
+        task = changed(TASK, settings=settings or TASK.settings, limit=limit, source=changed(TASK.source, **source))
+        return run_record(name, task=task, backbone=changed(BACKBONE, tokenizer=tokenizer))
+
+    sets = [of("a"), of("b", limit=None), of("c", {"pairs": 8, "alphabet": 16}, content_hash="ffff"), of("a2")]
+    with pytest.raises(UserError) as caught:
+        comparison([*sets, of("d", tokenizer="")])
+    said = str(caught.value)
+    names = [f"{one.method.name}-{one.config_hash[:8]}" for one in sets]
+    assert f"{names[0]} and {names[3]} against {names[1]} against {names[2]} against d-" in said
+    assert "task setting pairs (4 and 8), data hash (9e8d7c6b5a9e… and ffff), limit (128 and none)" in said
+    assert "tokenizer (kv_retrieval and none)" in said
+    assert [table.title for table in comparison(sets, by="config")] == [
+        "kv_retrieval · llama-2x64 · pairs 4, limit 128",
+        "kv_retrieval · llama-2x64 · pairs 4, limit none",
+        "kv_retrieval · llama-2x64 · pairs 8, limit 128",
+    ]
+    data = [of("a"), of("b", content_hash="ffff")]
+    assert [table.title.rpartition(" · ")[2] for table in comparison(data, by="config")] == [
+        "data hash 9e8d7c6b5a9e…",
+        "data hash ffff",
+    ]
+    assert comparison([of("a")], by="config")[0].title == "kv_retrieval · llama-2x64"
 
 
 def test_a_method_that_is_a_language_model_itself_stands_beside_the_others():
@@ -142,7 +238,11 @@ def test_a_method_that_is_a_language_model_itself_stands_beside_the_others():
         assert table.title == "kv_retrieval · llama-2x64"
         assert "Backbone llama-2x64: llama, 115,008 parameters" in caption(table)
         assert "mamba is a language model itself: mamba-2x64: mamba, 115,008 parameters, weights 0." in caption(table)
-    smaller = itself(right=200, backbone=changed(own, name="mamba-1x64", weights_hash="1"))
+    smaller = itself(
+        right=200, backbone=changed(own, name="mamba-1x64", weights_hash="1"), training=changed(TRAINING, seed=1)
+    )
+    assert len({row.recipe for row in comparison([smaller, mamba])[0].rows}) == 2, "no seeds of one method"
+    smaller = changed(smaller, training=TRAINING)
     [table] = comparison([smaller, mamba])
     assert [row.label for row in table.rows] == ["mamba (backbone mamba-2x64)", "mamba (backbone mamba-1x64)"]
     # Other data set it apart as they do any method.
@@ -216,6 +316,68 @@ def test_a_missing_interval_is_explained_not_drawn_as_zero():
     [table] = comparison([record.model_copy(update={"metrics": {**record.metrics, "exact_match": single}})])
     assert "| gradmem | 0.781 |" in to_markdown([table])
     assert "No interval for gradmem: all values belong to one context." in table.caption
+
+
+def test_a_metric_without_a_value_is_shown_as_missing_and_why():
+    def without(record, **more):
+        exact = changed(record.metrics["exact_match"], value=None, **more)
+        known = Capacity.of(4, 4.0, exact, 2048.0)
+        return changed(record, metrics=record.metrics | {"exact_match": exact}, capacity=known)
+
+    reason = {"low": None, "high": None, "reason": "there are no values"}
+    others = without(run_record("rmt")), without(run_record("mean_pool"), **reason)
+    floor = without(run_record("no_memory", "floor"))
+    [table] = comparison([run_record(), *others, floor, run_record("full_kv", "ceiling", 511)])
+    assert {row.label: row.score for row in table.rows if row.score is None} == {
+        "rmt": None, "mean_pool": None, "no_memory": None
+    }  # fmt: skip
+    assert table.floor is None
+    assert "No exact match for rmt, no_memory: its record has none." in table.caption
+    assert "No exact match for mean_pool: there are no values." in table.caption
+    assert "| rmt | – | – | 0.781 |" in to_markdown([table])
+    assert "rmt & -- & -- &" in to_latex([table]) and "rmt " in drawn(table, 80)
+    row = next(row for row in csv.DictReader(io.StringIO(to_csv([table]))) if row["method"] == "rmt")
+    assert {row[name] for name in ("exact_match", "exact_match_low", "exact_match_by_seed", "recalled_bits")} == {""}
+    assert row["exact_match_interval"] == "its record has none"
+    assert json.loads(to_json([table]))[0]["rows"][1]["score_by_seed"] == "0.78125"
+
+
+def test_what_states_are_stored_as_is_said_where_it_is_not_what_they_were_computed_in():
+    def stored(method, dtype, **more):
+        record = run_record(method, **more)
+        return changed(record, footprint=changed(record.footprint, state_dtype=dtype))
+
+    half = {"environment": changed(ENVIRONMENT, dtype="bfloat16")}
+    for records, line in [
+        ([stored("mean_pool", "int8")], "States stored as int8: mean_pool."),
+        ([stored("a", "int8"), stored("b", "int4"), stored("c", "int8")], "States stored as int8: a, c; as int4: b."),
+        ([stored("a", "bfloat16")], "States stored as bfloat16: a."),
+        ([stored("a", "float32"), stored("b", "bfloat16", **half)], None),
+    ]:
+        [table] = comparison(records)
+        assert [one for one in table.caption if one.startswith("States stored")] == ([line] if line else [])
+        rows = list(csv.DictReader(io.StringIO(to_csv([table]))))
+        assert {row["method"]: row["state_dtype"] for row in rows} == {
+            one.method.name: one.footprint.state_dtype for one in records
+        }
+    [table] = comparison([stored("mean_pool", "int8")])
+    for text in (drawn(table, 80), to_markdown([table]), to_latex([table]), to_json([table])):
+        assert "int8" in text
+
+
+def test_one_row_was_not_trained_alike():
+    assert "Trained alike." in caption(comparison([run_record(), run_record("rmt")])[0])
+    assert "rained alike" not in caption(comparison([run_record()])[0])
+    [table] = comparison([run_record(training=changed(TRAINING, initial_checkpoint="runs/a"))])
+    assert "Training went on from a checkpoint: gradmem." in table.caption
+
+
+def test_a_negative_score_has_the_sign_of_a_difference():
+    [table] = comparison([*demo_records(), run_record("worse", right=20)])
+    assert "| worse | 0.039 [0.026, 0.059] | −0.029 |" in to_markdown([table])
+    assert "−0.029" in drawn(table, 80) and "-0.029" not in drawn(table, 80)
+    row = next(row for row in csv.DictReader(io.StringIO(to_csv([table]))) if row["method"] == "worse")
+    assert float(row["normalized_score"]) == pytest.approx((20 - 34) / 477)
 
 
 def test_csv_and_json_carry_the_numbers_unrounded():
