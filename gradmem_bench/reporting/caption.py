@@ -170,13 +170,17 @@ def _metric_line(task: TaskRecord, ranked_by: str) -> Iterable[str]:
 
 
 def _reference_line(rows: list[Row], floor: Row | None, ceiling: Row | None) -> str:
-    missing = [name for name, row in (("floor", floor), ("ceiling", ceiling)) if row is None]
+    roles = [row.role for row in rows]
+    missing = [
+        f"{name}{' with a score' if name in roles else ''}"
+        for name, row in (("floor", floor), ("ceiling", ceiling))
+        if row is None
+    ]
     if missing:
         return f"No {' and no '.join(missing)} among these records, so scores are not normalised."
     references = f"floor {floor.label} {_number(floor.score)}, ceiling {ceiling.label} {_number(ceiling.score)}"
     if ceiling.score <= floor.score:
         return f"The ceiling is not above the floor, so scores are not normalised: {references}."
-    roles = [row.role for row in rows]
     several = " and ".join(f"{name}s" for name in ("floor", "ceiling") if roles.count(name) > 1)
     chosen = f"; of several {several}, {RULE}" if several else ""
     return f"Normalised: (score − floor) / (ceiling − floor), {references}{chosen}."

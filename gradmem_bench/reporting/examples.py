@@ -37,8 +37,9 @@ class Examples:
                 raise UserError(f"{str(error).rstrip('.')}. Fetch the file, or make the run again. {instead}") from None
             right = sum(row.exact_match for row in rows)
             stated = record.metrics["exact_match"]
-            if len(rows) != stated.n or abs(right - (stated.value or 0) * stated.n) > 1e-6 * stated.n:
-                share = "nothing" if stated.value is None else f"{stated.value:.4f}"
+            wrong = stated.value is not None and abs(right - stated.value * stated.n) > 1e-6 * stated.n
+            if len(rows) != stated.n or wrong:
+                share = "no share" if stated.value is None else f"{stated.value:.4f}"
                 raise UserError(
                     f"The examples of {record.run_id} do not add up to its record: {right} of {len(rows)} are right, "
                     f"where it says {share} of {stated.n}."

@@ -193,13 +193,14 @@ def make_rows(
 
 def _stated(record: RunRecord) -> dict[str, MetricResult]:
     """The record's metrics; one without a value has no interval either, and a reason."""
-    nothing = {"low": None, "high": None, "method": ""}
     return {
-        name: found
-        if found.value is not None
-        else found.model_copy(update=nothing | {"reason": found.reason or "its record has none"})
+        name: _without_value(found, found.reason or "its record has none") if found.value is None else found
         for name, found in record.metrics.items()
     }
+
+
+def _without_value(found: MetricResult, reason: str) -> MetricResult:
+    return found.model_copy(update={"value": None, "low": None, "high": None, "method": "", "reason": reason})
 
 
 def _metrics(records: Sequence[RunRecord], examples: Examples) -> dict[str, MetricResult]:
@@ -207,5 +208,7 @@ def _metrics(records: Sequence[RunRecord], examples: Examples) -> dict[str, Metr
     for name, metric in METRICS.items():
         if all(name in record.metrics for record in records):
             found = estimate(*examples.scores(records, name, apart), metric.kind == "proportion")
-            results[name] = MetricResult(**found.model_dump(), version=records[0].metrics[name].version)
+            result = MetricResult(**found.model_dump(), version=records[0].metrics[name].version)
+            lacking = [record.training.seed for record in records if record.metrics[name].value is None]
+            results[name] = _without_value(result, f"the record of seed {lacking[0]} has none") if lacking else result
     return results

@@ -158,6 +158,24 @@ def test_own_scores_that_nobody_has_are_no_traceback(tmp_path):
     for words in ([], ["--baseline=rmt"], ["--baseline=gradmem", "--format=markdown"], ["--format=latex"]):
         done = command("compare", tmp_path, *words)
         assert done.code == 0 and "No rouge for rmt: its record has none." in " ".join(done.output.split())
+    rows = compared_rows(tmp_path, "--baseline=rmt")
+    assert (rows["gradmem"]["task_score_difference"], rows["gradmem"]["task_score_difference_p"]) == (None, None)
+    assert rows["gradmem"]["task_score_difference_reason"] == "one of the two has no score"
+
+
+def test_a_seed_whose_record_has_no_score_leaves_its_row_without_one(tmp_path):
+    for seed in (0, 1):
+        record = write_run(tmp_path / f"{seed}", answers(0.6, 50, seed), seed=seed)
+    empty = record.metrics["exact_match"].model_copy(update={"value": None})
+    write_record(record.model_copy(update={"metrics": record.metrics | {"exact_match": empty}}), tmp_path / "1")
+    write_run(tmp_path / "rmt", answers(0.5, 50, 3), "rmt")
+    [table] = tables(tmp_path, baseline="rmt")
+    gradmem = next(row for row in table.rows if row.label == "gradmem")
+    assert (gradmem.score, gradmem.by_seed()) == (None, [0.6, None])
+    assert gradmem.versus["exact_match"].verdict is None
+    assert "No exact match for gradmem: the record of seed 1 has none." in table.caption
+    row = next(row for row in csv.DictReader(io.StringIO(to_csv([table]))) if row["label"] == "gradmem")
+    assert (row["exact_match"], row["exact_match_by_seed"]) == ("", "0.6 nan")
 
 
 def test_f1_of_text_is_compared_too(tmp_path):
