@@ -1,51 +1,21 @@
 import csv
 import io
-import json
 import re
 from pathlib import Path
-from shutil import copytree, rmtree
 
 import numpy as np
 import pytest
 from commands import command
+from comparisons import answers, compared_rows, drawn, tables
 from records import TASK, demo_records, run_record, write_run
-from rich.console import Console
 
 from gradmem_bench.config import Budget
 from gradmem_bench.errors import UserError
 from gradmem_bench.reporting.comparison import comparison
 from gradmem_bench.reporting.formats import to_csv, to_latex, to_markdown
-from gradmem_bench.reporting.tables import to_rich
-from gradmem_bench.results import ExampleLog, find_records, read_examples, write_record
+from gradmem_bench.results import find_records, write_record
 
 PUBLISHED = Path(__file__).parents[2] / "leaderboards" / "kv_small"
-
-
-def tables(folder: Path, **options):
-    records = find_records([folder])
-    places = {record.run_id: path.parent for path, record in records.items()}
-    return comparison(records.values(), examples=lambda record: read_examples(places[record.run_id]), **options)
-
-
-def drawn(table, width: int = 80) -> str:
-    console = Console(width=width, file=io.StringIO(), color_system=None)
-    console.print(to_rich(table, width))
-    return console.file.getvalue()
-
-
-def compared_rows(*arguments) -> dict[str, dict]:
-    """What `compare --format json` says of the rows of one table."""
-    done = command("compare", *arguments, "--format=json")
-    assert (done.code, done.errors) == (0, "")
-    [table] = json.loads(done.output)
-    return {row["label"]: row for row in table["rows"] if row["exact_match"] is not None}
-
-
-def answers(score: float, count: int, seed: int, difficulty=None) -> np.ndarray:
-    """Right and wrong answers: half of what makes a query hard is in `difficulty`, the same for all methods."""
-    noise = np.random.default_rng(seed).normal(size=count)
-    hard = noise if difficulty is None else (noise + difficulty) / np.sqrt(2)
-    return hard <= np.quantile(hard, score)
 
 
 # ------------------------------------------------------------------------------------------ verdicts
@@ -120,21 +90,6 @@ def test_queries_of_one_context_are_flipped_together_and_holm_counts_the_rows(tm
     assert other["exact_match_difference_p_holm"] == pytest.approx(2 * other["exact_match_difference_p"])
 
 
-def test_the_same_run_in_two_folders_is_counted_once(tmp_path):
-    for seed in (0, 1):
-        write_run(tmp_path / "runs" / f"gradmem-{seed}", answers(0.6, 100, seed), seed=seed)
-    copytree(tmp_path / "runs", tmp_path / "filed")
-    [row] = compared_rows(tmp_path / "runs", tmp_path / "filed").values()
-    assert row["seeds"] == "0 1"
-    # Filed under the same run id, with other answers.
-    rmtree(tmp_path / "filed" / "gradmem-1")
-    write_run(tmp_path / "filed" / "gradmem-1", answers(0.8, 100, 7), seed=1)
-    [row] = compared_rows(tmp_path / "runs", tmp_path / "filed").values()
-    assert (row["seeds"], row["exact_match"]) == ("0 1", 0.7)
-    text = " ".join(command("compare", tmp_path / "runs", tmp_path / "filed").output.split())
-    assert "Found more than once, with unlike records, of which the last counts: gradmem-1." in text
-
-
 def test_intervals_of_differences_are_said_to_be_uncorrected_where_p_is(tmp_path):
     for name, score in (("rmt", 0.4), ("gradmem", 0.6), ("other", 0.5)):
         write_run(tmp_path / name, answers(score, 200, len(name)), name)
@@ -161,21 +116,6 @@ def test_own_scores_that_nobody_has_are_no_traceback(tmp_path):
     rows = compared_rows(tmp_path, "--baseline=rmt")
     assert (rows["gradmem"]["task_score_difference"], rows["gradmem"]["task_score_difference_p"]) == (None, None)
     assert rows["gradmem"]["task_score_difference_reason"] == "one of the two has no score"
-
-
-def test_a_seed_whose_record_has_no_score_leaves_its_row_without_one(tmp_path):
-    for seed in (0, 1):
-        record = write_run(tmp_path / f"{seed}", answers(0.6, 50, seed), seed=seed)
-    empty = record.metrics["exact_match"].model_copy(update={"value": None})
-    write_record(record.model_copy(update={"metrics": record.metrics | {"exact_match": empty}}), tmp_path / "1")
-    write_run(tmp_path / "rmt", answers(0.5, 50, 3), "rmt")
-    [table] = tables(tmp_path, baseline="rmt")
-    gradmem = next(row for row in table.rows if row.label == "gradmem")
-    assert (gradmem.score, gradmem.by_seed()) == (None, [0.6, None])
-    assert gradmem.versus["exact_match"].verdict is None
-    assert "No exact match for gradmem: the record of seed 1 has none." in table.caption
-    row = next(row for row in csv.DictReader(io.StringIO(to_csv([table]))) if row["label"] == "gradmem")
-    assert (row["exact_match"], row["exact_match_by_seed"]) == ("", "0.6 nan")
 
 
 def test_f1_of_text_is_compared_too(tmp_path):
@@ -236,58 +176,6 @@ def test_a_baseline_is_one_row_and_is_there(tmp_path):
     _, other = tables(tmp_path, baseline="rmt (passes 2)")
     assert "No rmt (passes 2) among these records to compare with." in other.caption
     assert "In other tables, but not run here: rmt." in other.caption
-
-
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        ({"example_id": "test-49-9"}, "test-49-9 is not among the second's"),
-        ({"context_id": "test-48"}, "test-49-0 has another context or other targets there"),
-        ({"targets": ["Zq"]}, "test-49-0 has another context or other targets there"),
-    ],
-)
-def test_other_queries_under_the_same_hash_are_refused(tmp_path, change, sentence):
-    write_run(tmp_path / "gradmem", answers(0.7, 50, 2))
-    write_run(tmp_path / "rmt", answers(0.6, 50, 1), "rmt")
-    rows = read_examples(tmp_path / "rmt")
-    (tmp_path / "rmt" / "examples.parquet").unlink()
-    log = ExampleLog(tmp_path / "rmt")
-    log.append([*rows[:-1], rows[-1].model_copy(update=change)])
-    log.finish()
-    with pytest.raises(UserError, match=f"rmt and gradmem cannot be compared query by query: {re.escape(sentence)}"):
-        tables(tmp_path, baseline="gradmem")
-    assert len(tables(tmp_path)) == 1, "nothing is paired without a baseline"
-
-
-def test_missing_examples_are_needed_for_a_baseline_alone(tmp_path):
-    for seed in (0, 1):
-        write_run(tmp_path / str(seed), answers(0.7, 50, seed), seed=seed)
-    (tmp_path / "1" / "examples.parquet").unlink()
-    missing = "an examples.parquet was expected. Fetch the file, or make the run again."
-    ways = {
-        (): "A table with --each-seed and without --baseline needs none.",
-        ("--baseline=gradmem (seed 0)", "--each-seed"): "Without --baseline it is not needed.",
-    }
-    for words, way in ways.items():
-        errors = " ".join(command("compare", tmp_path, *words).errors.split())
-        assert f"{missing} {way}" in errors
-    assert set(compared_rows(tmp_path, "--each-seed")) == {"gradmem (seed 0)", "gradmem (seed 1)"}
-    # A row of one seed needs its examples for a comparison alone.
-    (tmp_path / "1" / "run.json").unlink()
-    write_run(tmp_path / "rmt", answers(0.6, 50, 3), "rmt")
-    (tmp_path / "rmt" / "examples.parquet").write_bytes(b"PAR1")
-    errors = " ".join(command("compare", tmp_path, "--baseline=rmt").errors.split())
-    assert "it is not Parquet" in errors
-    assert "Fetch the file, or make the run again. Without --baseline it is not needed." in errors
-    assert set(compared_rows(tmp_path)) == {"gradmem", "rmt"}
-
-
-def test_examples_that_do_not_add_up_to_their_record_are_refused(tmp_path):
-    write_run(tmp_path / "gradmem", answers(0.7, 50, 2))
-    write_run(tmp_path / "rmt", answers(0.6, 50, 1), "rmt")
-    (tmp_path / "rmt" / "examples.parquet").write_bytes((tmp_path / "gradmem" / "examples.parquet").read_bytes())
-    with pytest.raises(UserError, match="The examples of rmt do not add up to its record: 35 of 50 are right, .* 0.6"):
-        tables(tmp_path, baseline="gradmem")
 
 
 # -------------------------------------------------------------------------------------------- seeds
