@@ -6,7 +6,8 @@ from dataclasses import replace
 from gradmem_bench.config import Budget
 from gradmem_bench.errors import UserError, did_you_mean
 from gradmem_bench.metrics import METRICS
-from gradmem_bench.reporting.rows import Examples, Row, Versus
+from gradmem_bench.reporting.examples import Examples
+from gradmem_bench.reporting.rows import Row, Versus
 from gradmem_bench.statistics import Difference, compared, holm, verdict
 
 
@@ -64,12 +65,14 @@ def _same_method(row: Row, other: Row) -> bool:
 
 
 def _difference(row: Row, other: Row, name: str, examples: Examples) -> Difference:
-    values, contexts = examples.scores([*row.records, *other.records], name)
+    values, contexts = examples.scores([*row.records, *other.records], name, "Without --baseline it is not needed.")
     mine, others = values[: len(row.records)], values[len(row.records) :]
     found = compared(mine, others, contexts, METRICS[name].kind == "proportion")
+    unknown = {"low": None, "high": None, "p": None, "test": ""}
+    if any(one.metric(name) is None or one.metric(name).value is None for one in (row, other)):
+        return found.model_copy(update=unknown | {"value": None, "reason": "one of the two has no score"})
     if _same_method(row, other):
         # Two runs that are exchangeable: one of them is above the other by as much as seeds do, whatever that is, and a
         # test that holds the trained weights fixed would call it a difference of methods.
-        unknown = {"low": None, "high": None, "p": None, "test": ""}
         return found.model_copy(update=unknown | {"reason": "it is the same method, and the difference is its seeds'"})
     return found

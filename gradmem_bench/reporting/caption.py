@@ -1,9 +1,10 @@
 """What must be said under a table: of the data, the seeds, the tests, and of all that differs beside the method."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from gradmem_bench.config import Budget
+from gradmem_bench.reporting.references import RULE
 from gradmem_bench.reporting.rows import Row
 from gradmem_bench.results import BackboneRecord, RunRecord, TaskRecord, metric_title
 
@@ -20,6 +21,7 @@ def caption(
     baseline: str | None,
     found: dict[Budget, Row],
     absent: Sequence[str],
+    unlike: Mapping[str, Sequence[str]],
 ) -> Iterable[str]:
     """The lines under a table, whole sentences each.
 
@@ -27,6 +29,7 @@ def caption(
         baseline: what the rows were to be compared with.
         found: the rows that this is, by their bound.
         absent: methods of the other tables that have no row in this one.
+        unlike: by the run id of a record here, those of records of the same run that say something else.
     """
     labels = [row.label for section in sections for row in section.rows]
     rows = {
@@ -36,12 +39,16 @@ def caption(
     }
     records = [record for row in rows.values() for record in row.records]
     yield from _what(rows)
+    if unlike:
+        texts = [one if set(others) == {one} else f"{one} (also {', '.join(others)})" for one, others in unlike.items()]
+        yield f"Found more than once, with unlike records, of which the last counts: {', '.join(texts)}."
     headings = [section.heading for section in sections if section.heading]
     bounds = {str(row.bound) for row in rows.values() if row.bound != Budget()}
     if headings:
         yield "Methods are compared under the same bound on their state; the floor and the ceiling have none."
     elif bounds:
         yield f"Bounds: {' or '.join(bounds)} for the methods; the floor and the ceiling have none."
+    yield from _stored_line(rows)
     yield "READ positions stand before the query; while it is answered, they hold KV in memory, of so many bytes."
     yield from _capacity_line(list(rows.values()))
     yield from _cost_lines(rows)
@@ -53,8 +60,7 @@ def caption(
     yield from _seed_lines(rows, verdicts=bool(found))
     yield from _training_line(rows)
     yield _machine_line(records)
-    for reason, labels in _grouped((row.result, label) for label, row in rows.items()).items():
-        yield f"No interval for {', '.join(labels)}: {reason}."
+    yield from _unknown_lines(records[0].task, rows)
     if any(size.min < size.max for row in rows.values() for size in sizes(row)):
         yield "~ is a mean over contexts of different sizes."
     cut = {label: max(record.task.truncated_contexts for record in row.records) for label, row in rows.items()}
@@ -111,6 +117,27 @@ def _described(backbone: BackboneRecord) -> str:
     )
 
 
+def _stored_line(rows: dict[str, Row]) -> Iterable[str]:
+    stored: dict[str, list[str]] = {}
+    for label, row in rows.items():
+        if row.narrowed:
+            stored.setdefault(row.state_dtype, []).append(label)
+    if stored:
+        parts = [f"{dtype}: {', '.join(labels)}" for dtype, labels in stored.items()]
+        yield f"States stored as {'; as '.join(parts)}."
+
+
+def _unknown_lines(task: TaskRecord, rows: dict[str, Row]) -> Iterable[str]:
+    ranked_by = next(iter(rows.values())).ranked_by
+    for name in dict.fromkeys([ranked_by, "exact_match"]):
+        lacking = ((found, label) for label, row in rows.items() if (found := row.metric(name)) and found.value is None)
+        for reason, labels in _grouped(lacking).items():
+            yield f"No {metric_title(name, task)} for {', '.join(labels)}: {reason}."
+    known = ((row.result, label) for label, row in rows.items() if row.score is not None)
+    for reason, labels in _grouped(known).items():
+        yield f"No interval for {', '.join(labels)}: {reason}."
+
+
 def _capacity_line(rows: list[Row]) -> Iterable[str]:
     known = next((row.capacity for row in rows if row.capacity is not None), None)
     if known is not None:
@@ -143,14 +170,19 @@ def _metric_line(task: TaskRecord, ranked_by: str) -> Iterable[str]:
 
 
 def _reference_line(rows: list[Row], floor: Row | None, ceiling: Row | None) -> str:
-    missing = [name for name, row in (("floor", floor), ("ceiling", ceiling)) if row is None]
+    roles = [row.role for row in rows]
+    missing = [
+        f"{name}{' with a score' if name in roles else ''}"
+        for name, row in (("floor", floor), ("ceiling", ceiling))
+        if row is None
+    ]
     if missing:
         return f"No {' and no '.join(missing)} among these records, so scores are not normalised."
-    references = f"floor {floor.label} {floor.score:.3f}, ceiling {ceiling.label} {ceiling.score:.3f}"
+    references = f"floor {floor.label} {_number(floor.score)}, ceiling {ceiling.label} {_number(ceiling.score)}"
     if ceiling.score <= floor.score:
         return f"The ceiling is not above the floor, so scores are not normalised: {references}."
-    roles = [row.role for row in rows]
-    chosen = ", the best of several" if roles.count("floor") > 1 or roles.count("ceiling") > 1 else ""
+    several = " and ".join(f"{name}s" for name in ("floor", "ceiling") if roles.count(name) > 1)
+    chosen = f"; of several {several}, {RULE}" if several else ""
     return f"Normalised: (score − floor) / (ceiling − floor), {references}{chosen}."
 
 
@@ -178,13 +210,18 @@ def _baseline_lines(
             f"{corrected}. Tied: chance alone could have made the difference (p > 0.05), which is not to say that "
             "there is none."
         )
+        if count > 1:
+            yield (
+                "Each interval of a difference is by itself, not corrected as p is, so that one that leaves 0 out may "
+                "stand beside tied."
+            )
     pairs = ((one.difference, label) for label, row in rows.items() for one in row.versus.values())
     for reason, labels in _grouped(pairs).items():
         yield f"No interval for the difference of {', '.join(dict.fromkeys(labels))}: {reason}."
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+    return "–" if value is None else f"{value:.3f}".replace("-", "−")
 
 
 def _grouped(pairs: Iterable[tuple]) -> dict[str, list[str]]:
@@ -229,13 +266,14 @@ def _training_line(rows: dict[str, Row]) -> Iterable[str]:
             unlike.append(f"{name.replace('_', ' ')} {min(values):,} to {max(values):,}")
     untrained = [label for label in rows if label not in trained]
     unlike += [f"not at all {', '.join(untrained)}"] if untrained else []
-    line = f"Not trained alike: {'; '.join(unlike)}." if unlike else "Trained alike."
+    line = [f"Not trained alike: {'; '.join(unlike)}."] if unlike else ["Trained alike."] if len(rows) > 1 else []
     started = [
         label
         for label, row in trained.items()
         if any(record.training is not None and record.training.initial_checkpoint for record in row.records)
     ]
-    yield line + (f" Training went on from a checkpoint: {', '.join(started)}." if started else "")
+    line += [f"Training went on from a checkpoint: {', '.join(started)}."] if started else []
+    yield from [" ".join(line)] if line else []
 
 
 def _machine_line(records: Sequence[RunRecord]) -> str:

@@ -113,6 +113,7 @@ def _flat(row: Row) -> dict[str, Any]:
         "budget_positions": budget.get("positions"),
         "over_budget": bool(row.over_budget),
         "context_tokens": record.footprint.context_tokens,
+        "state_dtype": row.state_dtype,
         "bytes_per_context_token": row.mean(lambda one: one.footprint.bytes_per_context_token),
         "swap_test_passed": _swap_test(row),
         "write_seconds_per_context": row.mean(lambda one: one.costs.write_seconds_per_context),
@@ -122,8 +123,8 @@ def _flat(row: Row) -> dict[str, Any]:
         **_capacity(row),
         "n_seeds": len(row.seeds),
         "seeds": " ".join(map(str, row.seeds)),
-        "exact_match_by_seed": " ".join(str(one.metrics["exact_match"].value) for one in row.records),
-        "score_by_seed": " ".join(map(str, row.by_seed())),
+        "exact_match_by_seed": _by_seed(one.metrics["exact_match"].value for one in row.records),
+        "score_by_seed": _by_seed(row.by_seed()),
         **{
             f"train_{name}": row.trained(name)
             for name in ("steps", "queries", "tokens", "flops", "seconds", "tuned_trials", "trained_parameters")
@@ -141,6 +142,12 @@ def _flat(row: Row) -> dict[str, Any]:
         "config_hashes": " ".join(one.config_hash for one in row.records),
         "run_ids": " ".join(one.run_id for one in row.records),
     }
+
+
+def _by_seed(scores: Iterable[float | None]) -> str:
+    """Scores in the order of the seeds; where one of several is unknown, `nan` keeps its place."""
+    known = ["nan" if score is None else str(score) for score in scores]
+    return "" if known == ["nan"] else " ".join(known)
 
 
 def _versus(row: Row, name: str) -> dict[str, Any]:

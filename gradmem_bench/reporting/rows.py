@@ -1,17 +1,14 @@
 """The rows of a table: a method under one bound, with all the seeds that it was trained with."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
 
-from gradmem_bench.config import Budget, fingerprint, format_bytes
-from gradmem_bench.errors import UserError
+from gradmem_bench.config import Budget, StateDtype, fingerprint, format_bytes
 from gradmem_bench.metrics import METRICS
-from gradmem_bench.results import Capacity, ExampleRow, Measured, MetricResult, RunRecord
+from gradmem_bench.reporting.examples import Examples
+from gradmem_bench.reporting.labels import labels
+from gradmem_bench.results import Capacity, Measured, MetricResult, RunRecord
 from gradmem_bench.statistics import Difference, Verdict, estimate
-
-if TYPE_CHECKING:
-    from numpy import ndarray
 
 
 @dataclass(frozen=True)
@@ -61,6 +58,16 @@ class Row:
         if budget is None or self.role != "method":
             return Budget()
         return Budget(bytes=budget.bytes, positions=budget.positions)
+
+    @property
+    def state_dtype(self) -> StateDtype:
+        """What the states' floating-point tensors were stored as; `float32` is as they were computed."""
+        return self.record.footprint.state_dtype
+
+    @property
+    def narrowed(self) -> bool:
+        """Whether the states were stored in fewer bits than the backbone computed them in."""
+        return self.state_dtype not in ("float32", self.record.environment.dtype)
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -134,77 +141,6 @@ class Row:
         return self.mean(lambda record: record.training and getattr(record.training, name))
 
 
-class Examples:
-    """The example rows of the records in a table, every record's in the same order.
-
-    Args:
-        read: the example rows of a record.
-    """
-
-    def __init__(self, read: Callable[[RunRecord], Sequence[ExampleRow]]) -> None:
-        self._read = read
-        self._rows: dict[str, list[ExampleRow]] = {}
-        self._first: RunRecord | None = None
-
-    def rows(self, record: RunRecord) -> list[ExampleRow]:
-        """In the order of the first record that was asked for.
-
-        Raises:
-            UserError: they are not the answers that the record counts, or not to the first record's queries.
-        """
-        if record.run_id not in self._rows:
-            try:
-                rows = list(self._read(record))
-            except UserError as error:
-                raise UserError(f"{error} Only a table with --each-seed and without --baseline needs none.") from None
-            right = sum(row.exact_match for row in rows)
-            stated = record.metrics["exact_match"]
-            if len(rows) != stated.n or abs(right - stated.value * stated.n) > 1e-6 * stated.n:
-                raise UserError(
-                    f"The examples of {record.run_id} do not add up to its record: {right} of {len(rows)} are right, "
-                    f"where it says {stated.value:.4f} of {stated.n}."
-                )
-            if self._first is not None:
-                rows = self._ordered(record, rows)
-            self._first = self._first or record
-            self._rows[record.run_id] = rows
-        return self._rows[record.run_id]
-
-    def _ordered(self, record: RunRecord, rows: list[ExampleRow]) -> list[ExampleRow]:
-        by_id = {row.example_id: row for row in rows}
-        ordered = []
-        for one in self._rows[self._first.run_id]:
-            other = by_id.get(one.example_id)
-            if other is None or (other.context_id, other.targets) != (one.context_id, one.targets):
-                trouble = "is not among the second's" if other is None else "has another context or other targets there"
-                raise UserError(
-                    f"The records {self._first.run_id} and {record.run_id} cannot be compared query by query: "
-                    f"{one.example_id} {trouble}."
-                )
-            ordered.append(other)
-        if len(rows) != len(ordered):
-            raise UserError(
-                f"The records {self._first.run_id} and {record.run_id} cannot be compared query by query: they answer "
-                f"{len(ordered)} and {len(rows)} queries."
-            )
-        return ordered
-
-    def scores(self, records: Iterable[RunRecord], name: str) -> tuple["ndarray", list[str]]:
-        """A metric's values (S, n), one row a record, and the contexts (n,); what belongs to a context counts once.
-
-        Queries that have no such value in one of the records are left out: a task's own metric may not be for all.
-        """
-        import numpy as np
-
-        table = [self.rows(record) for record in records]
-        chosen = range(len(table[0]))
-        if name == "reconstruction_nats_per_token":
-            chosen = list({row.context_id: index for index, row in enumerate(table[0])}.values())
-        chosen = [index for index in chosen if all(getattr(rows[index], name) is not None for rows in table)]
-        values = np.array([[getattr(rows[index], name) for index in chosen] for rows in table], dtype=np.float64)
-        return values, [table[0][index].context_id for index in chosen]
-
-
 def recipe(record: RunRecord, known: Mapping[str, RunRecord]) -> str:
     """A fingerprint of all that a person decided about a run but its seed.
 
@@ -220,7 +156,10 @@ def recipe(record: RunRecord, known: Mapping[str, RunRecord]) -> str:
         begun = [task.name, task.version, task.settings, recipe(known[folder], others)]
     training = record.training and [record.training.config, begun]
     budget = record.budget and record.budget.model_dump()
-    return fingerprint([record.code.version, record.method.model_dump(), budget, training, record.environment.dtype])
+    # All others of a table have one backbone.
+    own = record.method.own_backbone and record.backbone.weights_hash
+    method = record.method.model_dump()
+    return fingerprint([record.code.version, method, own, budget, training, record.environment.dtype])
 
 
 def place(record: RunRecord) -> str:
@@ -244,60 +183,32 @@ def make_rows(
     for key, group in groups.items():
         seeds = [record.training.seed for record in group if record.training is not None]
         if len(group) == 1 or apart or len(set(seeds)) < len(group):
-            rows += [Row("", (record,), record.metrics, ranked_by, key) for record in group]
+            rows += [Row("", (record,), _stated(record), ranked_by, key) for record in group]
         else:
             together = tuple(sorted(group, key=lambda record: record.training.seed))
             rows.append(Row("", together, _metrics(together, examples), ranked_by, key))
-    labels = _labels(rows, seed_first=apart)
-    return [replace(row, label=label) for label, row in zip(labels, rows, strict=True)]
+    named = zip(labels(rows, seed_first=apart), rows, strict=True)
+    return [replace(row, label=label) for label, row in named]
+
+
+def _stated(record: RunRecord) -> dict[str, MetricResult]:
+    """The record's metrics; one without a value has no interval either, and a reason."""
+    return {
+        name: _without_value(found, found.reason or "its record has none") if found.value is None else found
+        for name, found in record.metrics.items()
+    }
+
+
+def _without_value(found: MetricResult, reason: str) -> MetricResult:
+    return found.model_copy(update={"value": None, "low": None, "high": None, "method": "", "reason": reason})
 
 
 def _metrics(records: Sequence[RunRecord], examples: Examples) -> dict[str, MetricResult]:
-    results = {}
+    results, apart = {}, "A table with --each-seed and without --baseline needs none."
     for name, metric in METRICS.items():
         if all(name in record.metrics for record in records):
-            found = estimate(*examples.scores(records, name), metric.kind == "proportion")
-            results[name] = MetricResult(**found.model_dump(), version=records[0].metrics[name].version)
+            found = estimate(*examples.scores(records, name, apart), metric.kind == "proportion")
+            result = MetricResult(**found.model_dump(), version=records[0].metrics[name].version)
+            lacking = [record.training.seed for record in records if record.metrics[name].value is None]
+            results[name] = _without_value(result, f"the record of seed {lacking[0]} has none") if lacking else result
     return results
-
-
-def _labels(rows: Sequence[Row], seed_first: bool) -> list[str]:
-    """The methods' names; several rows of a method under one bound are told apart by as little as will do.
-
-    With `seed_first` the seed is told wherever it varies.
-    """
-    labels = []
-    for row in rows:
-        same = [other for other in rows if (_name(other), other.bound) == (_name(row), row.bound)]
-        told = [_distinctions(other, seed_first) for other in same]
-        mine, parts = _distinctions(row, seed_first), []
-        for name in dict.fromkeys(name for values in told for name in values):
-            alike = [values for values in told if all(values.get(part) == mine.get(part) for part in parts)]
-            if len({values.get(name) for values in alike}) > 1 or (
-                name == "seed" and seed_first and len({values.get(name) for values in told}) > 1
-            ):
-                parts.append(name)
-        # Seed last, as in "gradmem (inner_steps 5, seed 1)".
-        parts.sort(key=lambda name: name == "seed")
-        texts = [mine[name] if name == "run" else f"{name} {mine.get(name, 'none')}" for name in parts]
-        labels.append(f"{_name(row)} ({', '.join(texts)})" if texts else _name(row))
-    return labels
-
-
-def _name(row: Row) -> str:
-    return row.record.method.name
-
-
-def _distinctions(row: Row, seed_first: bool) -> dict[str, str]:
-    """What may tell one row of a method from another, in the order in which it is tried."""
-    record = row.record
-    budget: dict[str, Any] = {} if record.budget is None else record.budget.model_dump(exclude={"bytes", "positions"})
-    seed = {"seed": ", ".join(map(str, row.seeds)) or "none"}
-    return {
-        **(seed if seed_first else {}),
-        "backbone": record.backbone.name,
-        **{name: str(value) for name, value in (budget | record.method.parameters).items()},
-        "steps": "0" if record.training is None else str(record.training.steps),
-        **seed,
-        "run": record.run_id,
-    }

@@ -36,8 +36,8 @@ class Column:
     style: Callable[[Row], str] = lambda row: ""
 
 
-def _number(value: float | None, digits: int = 3) -> str:
-    return NOTHING if value is None else f"{value:.{digits}f}"
+def _number(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:z.3f}".replace("-", "−")
 
 
 def metric_column(name: str, title: str, short: str) -> Column:
@@ -45,7 +45,7 @@ def metric_column(name: str, title: str, short: str) -> Column:
         found = row.metric(name)
         if found is None or found.low is None:
             return _number(found.value if found else None)
-        return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
+        return f"{_number(found.value)} [{_number(found.low)}, {_number(found.high)}]"
 
     return Column(title, short, cell)
 

@@ -3,29 +3,13 @@ import io
 import json
 
 import pytest
-from records import BACKBONE, PASSED, TASK, TRAINING, demo_records, measured_costs, metric, run_record
-from rich.console import Console
+from comparisons import caption, changed, drawn
+from records import ENVIRONMENT, PASSED, TASK, TRAINING, demo_records, measured_costs, metric, run_record
 
 from gradmem_bench.config import Budget
-from gradmem_bench.errors import UserError
 from gradmem_bench.reporting.comparison import comparison
-from gradmem_bench.reporting.formats import to_csv, to_json, to_markdown
-from gradmem_bench.reporting.tables import to_rich
+from gradmem_bench.reporting.formats import to_csv, to_json, to_latex, to_markdown
 from gradmem_bench.results import Capacity
-
-
-def changed(model, **changes):
-    return model.model_copy(update=changes)
-
-
-def drawn(table, width: int) -> str:
-    console = Console(width=width, file=io.StringIO(), color_system=None)
-    console.print(to_rich(table, width))
-    return console.file.getvalue()
-
-
-def caption(table) -> str:
-    return "\n".join(table.caption)
 
 
 def test_rows_stand_from_ceiling_to_floor_and_are_normalised_between_them():
@@ -65,96 +49,6 @@ def test_without_floor_or_ceiling_nothing_is_normalised_and_that_is_said():
     [table] = comparison([run_record("no_memory", "floor", 40), run_record("full_kv", "ceiling", 30)])
     assert {row.normalized_score for row in table.rows} == {None}
     assert "The ceiling is not above the floor" in caption(table)
-
-
-def test_of_several_floors_the_best_counts():
-    better = run_record("no_memory", "floor", 60, run_id="better", training=changed(TRAINING, seed=1))
-    [table] = comparison([*demo_records(), better])
-    by_label = {row.label: row.normalized_score for row in table.rows}
-    assert by_label["gradmem"] == pytest.approx((473 - 60) / (511 - 60))
-    assert by_label["no_memory (seed 0)"] < 0 == by_label["no_memory (seed 1)"]
-    assert "floor no_memory (seed 1) 0.117, ceiling full_kv 0.998, the best of several" in caption(table)
-    assert "One seed a row (0, 1): those intervals say nothing of another seed." in table.caption
-
-
-def test_records_of_one_method_are_told_apart_by_as_little_as_will_do():
-    def labels(*records):
-        return sorted(row.label for row in comparison(records)[0].rows)
-
-    first, second = run_record(right=400), run_record(right=300, training=changed(TRAINING, seed=1))
-    assert labels(first, second) == ["gradmem (seed 0)", "gradmem (seed 1)"]
-    steps = [run_record(parameters={"inner_steps": steps, "rate": 2.0}) for steps in (1, 5)]
-    assert labels(*steps) == ["gradmem (inner_steps 1)", "gradmem (inner_steps 5)"]
-    both = run_record(right=2, parameters={"inner_steps": 5, "rate": 2.0}, training=changed(TRAINING, seed=3))
-    assert labels(*steps, both) == [
-        "gradmem (inner_steps 1, seed 0)",
-        "gradmem (inner_steps 5, seed 0)",
-        "gradmem (seed 3)",
-    ]
-    assert labels(run_record(run_id="one"), run_record(run_id="two")) == ["gradmem (one)", "gradmem (two)"]
-    assert labels(first, first.model_copy(deep=True)) == ["gradmem"], "a copy of a record is the same run"
-    with pytest.raises(UserError, match="Two different records have the run id one"):
-        labels(run_record(run_id="one"), run_record(run_id="one", right=3))
-
-
-def source(**changes):
-    return {"task": changed(TASK, source=changed(TASK.source, **changes))}
-
-
-@pytest.mark.parametrize(
-    ("changes", "difference"),
-    [
-        (source(content_hash="ffff"), r"data hash \(9e8d7c6b5a9e… and ffff\)"),
-        (source(revision="abc"), r"data revision \(none and abc\)"),
-        ({"task": changed(TASK, version="2")}, r"task version \(1 and 2\)"),
-        ({"task": changed(TASK, split="validation")}, r"split \(test and validation\)"),
-        ({"task": changed(TASK, limit=None)}, r"limit \(128 and none\)"),
-        ({"task": changed(TASK, settings={"pairs": 8, "alphabet": 16})}, r"task setting pairs \(4 and 8\)"),
-        ({"backbone": changed(BACKBONE, weights_hash="0")}, r"backbone weights \(3fa2c1d4e53f… and 0\)"),
-        (
-            {"metrics": {"exact_match": changed(metric("exact_match", [0.0] * 512), version=2)}},
-            r"version of exact_match \(1 and 2\)",
-        ),
-    ],
-)
-def test_what_does_not_compare_is_refused_or_set_apart(changes, difference):
-    stranger = run_record("stranger", run_id="stranger-1", **changes)
-    records = [*demo_records(), stranger]
-    with pytest.raises(UserError, match=difference) as caught:
-        comparison(records)
-    assert f"{records[0].run_id} (no_memory) and stranger-1 (stranger) of task kv_retrieval" in str(caught.value)
-    assert "--by config" in str(caught.value)
-    tables = comparison(records, by="config")
-    assert [len(table.rows) for table in tables] == [5, 1]
-
-
-def test_a_method_that_is_a_language_model_itself_stands_beside_the_others():
-    own = changed(BACKBONE, name="mamba-2x64", family="mamba", weights_hash="0", tokenizer="another")
-
-    def itself(**changes):
-        record = run_record("mamba", **{"right": 300, "backbone": own, **changes})
-        return changed(record, method=changed(record.method, own_backbone=True))
-
-    mamba = itself()
-    for by in ("task", "config"):
-        [table] = comparison([mamba, *demo_records()], by=by)
-        assert [row.label for row in table.rows][1:5] == ["gradmem", "rmt", "mamba", "truncated_text"]
-        assert table.title == "kv_retrieval · llama-2x64"
-        assert "Backbone llama-2x64: llama, 115,008 parameters" in caption(table)
-        assert "mamba is a language model itself: mamba-2x64: mamba, 115,008 parameters, weights 0." in caption(table)
-    smaller = itself(right=200, backbone=changed(own, name="mamba-1x64", weights_hash="1"))
-    [table] = comparison([smaller, mamba])
-    assert [row.label for row in table.rows] == ["mamba (backbone mamba-2x64)", "mamba (backbone mamba-1x64)"]
-    # Other data set it apart as they do any method.
-    with pytest.raises(UserError, match="data hash"):
-        comparison([*demo_records(), itself(**source(content_hash="ffff"))])
-
-
-def test_each_task_has_its_table_and_a_wrong_by_is_named():
-    other = run_record(task=changed(TASK, name="babi_qa1"))
-    assert [table.title.split()[0] for table in comparison([*demo_records(), other])] == ["babi_qa1", "kv_retrieval"]
-    with pytest.raises(UserError, match="--by takes task or config, not 'confg'. Did you mean 'config'"):
-        comparison([], by="confg")
 
 
 def test_a_swap_test_that_did_not_pass_is_marked_and_explained():
@@ -216,6 +110,68 @@ def test_a_missing_interval_is_explained_not_drawn_as_zero():
     [table] = comparison([record.model_copy(update={"metrics": {**record.metrics, "exact_match": single}})])
     assert "| gradmem | 0.781 |" in to_markdown([table])
     assert "No interval for gradmem: all values belong to one context." in table.caption
+
+
+def test_a_metric_without_a_value_is_shown_as_missing_and_why():
+    def without(record, **more):
+        exact = changed(record.metrics["exact_match"], value=None, **more)
+        known = Capacity.of(4, 4.0, exact, 2048.0)
+        return changed(record, metrics=record.metrics | {"exact_match": exact}, capacity=known)
+
+    reason = {"low": None, "high": None, "reason": "there are no values"}
+    others = without(run_record("rmt")), without(run_record("mean_pool"), **reason)
+    floor = without(run_record("no_memory", "floor"))
+    [table] = comparison([run_record(), *others, floor, run_record("full_kv", "ceiling", 511)])
+    assert {row.label: row.score for row in table.rows if row.score is None} == {
+        "rmt": None, "mean_pool": None, "no_memory": None
+    }  # fmt: skip
+    assert "No floor with a score among these records, so scores are not normalised." in table.caption
+    assert "No exact match for rmt, no_memory: its record has none." in table.caption
+    assert "No exact match for mean_pool: there are no values." in table.caption
+    assert "| rmt | – | – | 0.781 |" in to_markdown([table])
+    assert "rmt & -- & -- &" in to_latex([table]) and "rmt " in drawn(table, 80)
+    row = next(row for row in csv.DictReader(io.StringIO(to_csv([table]))) if row["method"] == "rmt")
+    assert {row[name] for name in ("exact_match", "exact_match_low", "exact_match_by_seed", "recalled_bits")} == {""}
+    assert row["exact_match_interval"] == "its record has none"
+    assert json.loads(to_json([table]))[0]["rows"][1]["score_by_seed"] == "0.78125"
+
+
+def test_what_states_are_stored_as_is_said_where_it_is_not_what_they_were_computed_in():
+    def stored(method, dtype, **more):
+        record = run_record(method, **more)
+        return changed(record, footprint=changed(record.footprint, state_dtype=dtype))
+
+    half = {"environment": changed(ENVIRONMENT, dtype="bfloat16")}
+    for records, line in [
+        ([stored("mean_pool", "int8")], "States stored as int8: mean_pool."),
+        ([stored("a", "int8"), stored("b", "int4"), stored("c", "int8")], "States stored as int8: a, c; as int4: b."),
+        ([stored("a", "bfloat16")], "States stored as bfloat16: a."),
+        ([stored("a", "float32"), stored("b", "bfloat16", **half)], None),
+    ]:
+        [table] = comparison(records)
+        assert [one for one in table.caption if one.startswith("States stored")] == ([line] if line else [])
+        rows = list(csv.DictReader(io.StringIO(to_csv([table]))))
+        assert {row["method"]: row["state_dtype"] for row in rows} == {
+            one.method.name: one.footprint.state_dtype for one in records
+        }
+    [table] = comparison([stored("mean_pool", "int8")])
+    for text in (drawn(table, 80), to_markdown([table]), to_latex([table]), to_json([table])):
+        assert "int8" in text
+
+
+def test_one_row_was_not_trained_alike():
+    assert "Trained alike." in caption(comparison([run_record(), run_record("rmt")])[0])
+    assert "rained alike" not in caption(comparison([run_record()])[0])
+    [table] = comparison([run_record(training=changed(TRAINING, initial_checkpoint="runs/a"))])
+    assert "Training went on from a checkpoint: gradmem." in table.caption
+
+
+def test_a_negative_score_has_the_sign_of_a_difference():
+    [table] = comparison([*demo_records(), run_record("worse", right=20)])
+    assert "| worse | 0.039 [0.026, 0.059] | −0.029 |" in to_markdown([table])
+    assert "−0.029" in drawn(table, 80) and "-0.029" not in drawn(table, 80)
+    row = next(row for row in csv.DictReader(io.StringIO(to_csv([table]))) if row["method"] == "worse")
+    assert float(row["normalized_score"]) == pytest.approx((20 - 34) / 477)
 
 
 def test_csv_and_json_carry_the_numbers_unrounded():
