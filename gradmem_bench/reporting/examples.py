@@ -22,11 +22,11 @@ class Examples:
         self._rows: dict[str, list[ExampleRow]] = {}
         self._first: RunRecord | None = None
 
-    def rows(self, record: RunRecord, instead: str) -> list[ExampleRow]:
+    def rows(self, record: RunRecord, instead: str = "") -> list[ExampleRow]:
         """In the order of the first record that was asked for.
 
         Args:
-            instead: a sentence for a message, how the table is made without them.
+            instead: a sentence for a message, how the table is made without them, if it can be.
         Raises:
             UserError: they are not the answers that the record counts, or not to the first record's queries.
         """
@@ -34,7 +34,9 @@ class Examples:
             try:
                 rows = list(self._read(record))
             except UserError as error:
-                raise UserError(f"{str(error).rstrip('.')}. Fetch the file, or make the run again. {instead}") from None
+                raise UserError(
+                    f"{str(error).rstrip('.')}. Fetch the file, or make the run again. {instead}".rstrip()
+                ) from None
             right = sum(row.exact_match for row in rows)
             stated = record.metrics["exact_match"]
             wrong = stated.value is not None and abs(right - stated.value * stated.n) > 1e-6 * stated.n
@@ -69,7 +71,7 @@ class Examples:
             )
         return ordered
 
-    def scores(self, records: Iterable[RunRecord], name: str, instead: str) -> tuple["ndarray", list[str]]:
+    def scores(self, records: Iterable[RunRecord], name: str, instead: str = "") -> tuple["ndarray", list[str]]:
         """A metric's values (S, n), one row a record, and the contexts (n,); what belongs to a context counts once.
 
         Queries that have no such value in one of the records are left out: a task's own metric may not be for all.

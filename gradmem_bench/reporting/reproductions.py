@@ -14,7 +14,7 @@ from rich.text import Text
 
 from gradmem_bench.metrics import METRICS
 from gradmem_bench.reconstruction import PARTS_FILE
-from gradmem_bench.reporting.rows import Examples
+from gradmem_bench.reporting.examples import Examples
 from gradmem_bench.reproduction import Archive, Experiment, PaperFigure, PaperRow, Run, Scale
 from gradmem_bench.results import read_examples
 from gradmem_bench.statistics import estimate
