@@ -5,14 +5,14 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from boards import edit, rewrite, rows_of, write_run
+from boards import edit, rewrite, rows_of, seal_again, write_run
 from commands import command
 from records import TASK
 
 from gradmem_bench.errors import UserError
 from gradmem_bench.leaderboard.build import build
 from gradmem_bench.leaderboard.paper import figures_of
-from gradmem_bench.results import metric_results, read_record, seal
+from gradmem_bench.results import metric_results, read_record
 from gradmem_bench.statistics import estimate
 
 
@@ -79,14 +79,14 @@ def test_a_table_is_ranked_by_what_its_task_is_scored_with(tmp_path):
     task = TASK.model_copy(update={"name": "drop", "own_metric": "points"})
     for method, right, own in (("gradmem", 15, 3.5), ("rmt", 45, 1.5)):
         folder = tmp_path / "drop" / f"{method}-1"
-        record = write_run(folder, method, right, task=task)
+        write_run(folder, method, right, task=task)
         rows = [
             one.model_copy(update={"task_score": own + 0.5 * (index % 2)}) for index, one in enumerate(rows_of(right))
         ]
         rewrite(folder, rows)
         values = {name: found.model_dump() for name, found in metric_results(rows).items()}
-        sealed = seal(rows, record.task).model_dump()
-        edit(folder, lambda old, values=values, sealed=sealed: old.update(metrics=values, seal=sealed))
+        edit(folder, lambda old, values=values: old.update(metrics=values))
+        seal_again(folder)
     page = Page(build(tmp_path, tmp_path / "page.html"))
     (table,) = json.loads(page.scripts[0])["tables"]
     assert table["metric"] == "points"
@@ -140,7 +140,7 @@ def test_without_published_numbers_there_is_no_such_section(tmp_path):
 def test_what_is_not_in_order_is_not_shown(tmp_path):
     folder = tmp_path / "kv_retrieval" / "gradmem-1"
     write_run(folder)
-    edit(folder, lambda values: values["metrics"]["exact_match"].update(value=0.9))
+    edit(folder, lambda values: values["metrics"]["exact_match"].update(value=0.8))
     done = command("leaderboard", "build", "--board", tmp_path)
     assert done.code == 2 and "not in order. The mean of exact_match was changed" in done.errors
     assert not (tmp_path / "index.html").exists()
@@ -151,6 +151,7 @@ def test_an_interval_of_a_method_of_before_is_made_anew(tmp_path):
     record = write_run(folder)
     old = {"method": "of before", "low": 0.1, "high": 0.99}
     edit(folder, lambda values: values["metrics"]["exact_match"].update(old))
+    seal_again(folder)
     (table,) = json.loads(Page(build(tmp_path, tmp_path / "page.html")).scripts[0])["tables"]
     today = record.metrics["exact_match"]
     assert (table["rows"][0]["low"], table["rows"][0]["high"]) == (today.low, today.high)
