@@ -52,7 +52,7 @@ def test_the_page_holds_every_record_with_a_link_its_command_and_its_environment
     records = [read_record((path.parent / unquote(link)).resolve()) for link in linked]
     assert len({record.run_id for record in records}) == 7
     (full,) = (row for row in page.rows if row[1:2] and row[1].startswith("1.000 ["))
-    assert full[0].startswith("full_ kv ceiling") and full[2:5] == ["1.000", "40 KiB", "40"]
+    assert full[0].startswith("full_kv ceiling") and full[2:5] == ["1.000", "40 KiB", "40"]
     folds = [row[0] for row in page.rows if "Environment" in row[0]]
     assert len(folds) == 6
     assert all("cpu, float32, 2 threads" in fold and "gradmem-bench run --" in fold for fold in folds)
@@ -127,6 +127,18 @@ def test_the_papers_numbers_are_apart_and_beside_what_they_belong_to(filled, tmp
     assert sum("0.326" in text for text in texts) == 1
     assert sum("A paper, Fig. 3; not run" in text for text in texts) == 1
     assert "0.963" not in page.scripts[0].partition('"paper"')[0]
+
+
+def test_a_published_teacher_forced_value_says_so_in_its_own_cell(tmp_path):
+    write_run(tmp_path / "kv_retrieval" / "gradmem-1")
+    (tmp_path / "paper").mkdir()
+    (tmp_path / "paper" / "a.yaml").write_text(
+        "figure: a\nrows:\n"
+        "- {method: Forced, task: kv_retrieval, metric: teacher_forced_exact_match, value: 0.987}\n"
+        "- {method: Generated, task: kv_retrieval, metric: exact_match, value: 0.876}\n"
+    )
+    rows = {row[0]: row for row in Page(build(tmp_path, tmp_path / "page.html")).rows if len(row) == 3}
+    assert (rows["Forced"][1], rows["Generated"][1]) == ("teacher-forced 0.987", "0.876")
 
 
 def test_without_published_numbers_there_is_no_such_section(tmp_path):
