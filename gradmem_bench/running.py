@@ -315,7 +315,7 @@ def _record(
         queries=len(rows),
         truncated_contexts=sum(row.context_truncated for row in contexts),
     )
-    return RunRecord(
+    record = RunRecord(
         run_id=f"{plan.task.name}-{plan.recipe.name}-{created:%Y%m%dT%H%M%S}-{plan.config_hash[:8]}",
         created=created.isoformat(timespec="seconds"),
         command=["gradmem-bench", *sys.argv[1:]],
@@ -332,5 +332,5 @@ def _record(
         capacity=capacity(plan.task, metrics["exact_match"], footprint.state_bytes.mean),
         training=training,
         environment=environment(str(backbone.device), options.dtype),
-        seal=seal(rows, task),
     )
+    return record.model_copy(update={"seal": seal(rows, record)})

@@ -15,6 +15,8 @@ from gradmem_bench.results import (
     MeasuredFootprint,
     RunRecord,
     metric_results,
+    read_examples,
+    read_record,
     seal,
     write_record,
 )
@@ -79,11 +81,18 @@ def write_run(
             bytes_per_context_token=state_bytes / 25,
         ),
         "training": TRAINING.model_copy(update={"seed": seed}),
-        "seal": seal(rows, task) if sealed else None,
     }
     record = run_record(method, role, **(values | changes))
+    if sealed:
+        record = record.model_copy(update={"seal": seal(rows, record)})
     write_record(record, folder)
     return record
+
+
+def seal_again(folder: Path) -> None:
+    """Seals what `folder` holds now, as if it had been made like that."""
+    record = read_record(folder / "run.json")
+    write_record(record.model_copy(update={"seal": seal(read_examples(folder), record)}), folder)
 
 
 def edit(folder: Path, change: Callable[[dict], Any]) -> None:

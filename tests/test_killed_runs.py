@@ -170,4 +170,4 @@ def test_a_training_that_diverges_says_where_and_keeps_its_checkpoint(tmp_path):
     folder = only_run(tmp_path)
     assert {path.name for path in folder.iterdir()} == {CHECKPOINT, "tensorboard"}
     # Not a run: nothing that lists or compares finds it.
-    assert "There are no runs yet." in command("list", "runs", "--output", tmp_path).output
+    assert f"There are no runs in {tmp_path}:" in command("list", "runs", "--output", tmp_path).output

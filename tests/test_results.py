@@ -67,6 +67,21 @@ def test_a_number_that_json_cannot_hold_is_refused_when_the_record_is_made():
         (lambda values: values["task"].pop("split"), "'task.split'"),
         (lambda values: values["task"].update(splt="test"), "no key 'task.splt'.* Did you mean 'split'"),
         (lambda values: values["costs"].update(batch_size="many"), "'costs.batch_size' is 'many'"),
+        # 400 of 512 right: 0.78125, and an interval around it.
+        (
+            lambda values: values["metrics"]["exact_match"].update(value=0.9),
+            r"the value of exact_match, 0.9, lies outside its own interval, \[0.7\d+, 0.8\d+\]",
+        ),
+        (
+            lambda values: values["metrics"]["target_bits_per_token"].update(value=None),
+            "the value of target_bits_per_token, none, lies outside its own interval",
+        ),
+        (
+            lambda values: values["metrics"]["f1"].update(value=1.25, low=None, high=None),
+            "f1 is 1.25 in it, and a proportion lies between 0 and 1",
+        ),
+        (lambda values: values["metrics"]["f1"].update(low=-0.1), "f1 is -0.1 in it, and a proportion"),
+        (lambda values: values["metrics"]["f1"].update(low=None), "the interval of f1 has one bound"),
     ],
 )
 def test_a_record_that_is_not_in_order_is_named_with_what_is_wrong(tmp_path, edit, complaint):
@@ -74,6 +89,15 @@ def test_a_record_that_is_not_in_order_is_named_with_what_is_wrong(tmp_path, edi
     with pytest.raises(UserError, match=complaint) as caught:
         read_record(path)
     assert str(caught.value).startswith(str(path))
+
+
+def test_a_mean_without_bound_may_be_any_number_and_equal_its_bounds(tmp_path):
+    path = write_record(run_record(), tmp_path)
+    bits = {"value": 12.5, "low": 12.5, "high": 12.5}
+    edited(path, lambda values: values["metrics"]["target_bits_per_token"].update(bits))
+    assert read_record(path).metrics["target_bits_per_token"].high == 12.5
+    edited(path, lambda values: values["metrics"]["f1"].update(value=1.0, low=0.9, high=1.0))
+    assert read_record(path).metrics["f1"].value == 1
 
 
 def test_damaged_json_names_the_file(tmp_path):
@@ -249,6 +273,7 @@ def test_a_damaged_record_is_left_out_with_one_warning_and_named_files_are_not(t
         (b"[]", "is not the record of a run"),
         (whole.replace(b'"schema_version": 1', b'"schema_version": 99'), "has schema version 99"),
         (whole.replace(b'"run_id"', b'"run"'), "run_id"),
+        (whole.replace(b'"value": 0.7,', b'"value": 0.9,'), "lies outside its own interval"),
     ]:
         bad.write_bytes(damage)
         for words in (["compare", tmp_path], ["list", "runs", "--output", tmp_path]):

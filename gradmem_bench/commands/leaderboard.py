@@ -31,18 +31,37 @@ def build(
 
 @app.command()
 def add(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
+    runs: Annotated[list[Path], typer.Argument(help="Records, or folders of them.")],
     board: Board = Path("leaderboards"),
 ) -> None:
     """Check runs and file them: schema, laws, swap test, and whether their examples add up to their means.
 
+    What is not in order is not filed, and does not keep others from it; the exit code is 2 then.
+
     [dim]gradmem-bench leaderboard add runs/kv_small/gradmem-*[/]
     """
-    from gradmem_bench.leaderboard.add import add
+    from gradmem_bench.leaderboard.add import add, runs_in
 
-    for run in runs:
-        record, folder = add(run, board)
-        typer.echo(f"{record.run_id} is in {folder}")
+    found: dict[Path, None] = {}
+    refused: list[UserError] = []
+    for path in runs:
+        try:
+            found |= dict.fromkeys(runs_in(path))
+        except UserError as error:
+            refused.append(error)
+    for run in found:
+        try:
+            record, folder = add(run, board)
+        except UserError as error:
+            refused.append(error)
+        else:
+            typer.echo(f"{record.run_id} is in {folder}")
+    if len(refused) == 1:
+        raise refused[0]
+    for error in refused:
+        typer.echo(str(error), err=True)
+    if refused:
+        raise UserError(f"{len(refused)} were not filed, each for the reason above.")
 
 
 @app.command()

@@ -26,17 +26,7 @@ def list_entries(
     from rich.table import Table
 
     if what == Listed.runs:
-        from gradmem_bench.results import find_records, metric_title, primary_metric
-
-        table = Table("method", "task", "score", "of", box=None, header_style="bold")
-        # A folder's name is of use only whole.
-        table.add_column("folder", overflow="fold")
-        for path, record in find_records([output] if output.exists() else []).items():
-            ranked_by = primary_metric([record])
-            score = record.metrics[ranked_by].value
-            shown = "–" if score is None else f"{score:.3f}"
-            title = metric_title(ranked_by, record.task)
-            table.add_row(*map(escape, (record.method.name, record.task.name, shown, title, str(path.parent))))
+        _list_runs(output)
     else:
         from gradmem_bench.registry import entries
 
@@ -50,12 +40,72 @@ def list_entries(
             group = f"group: {', '.join(entry.members)}" if entry.members else ""
             about = entry.description or group or entry.target
             table.add_row(entry.name, escape(about), escape(entry.package or entry.origin))
-    Console().print(table if table.row_count else f"There are no {what.value} yet.")
+        Console().print(table)
     if what == Listed.tasks:
         from gradmem_bench.lm_eval_names import KNOWN, PREFIX
 
         names = ", ".join(PREFIX + name for name in KNOWN)
         Console().print(f"\nof lm-eval, with the context removed: {names}", highlight=False)
+
+
+def _list_runs(output: Path) -> None:
+    """The runs below `output` by task: a line of what tells one from another, and below it the folder."""
+    from rich.console import Console
+
+    from gradmem_bench.config import Budget
+    from gradmem_bench.results import find_records, metric_title, primary_metric
+
+    console = Console(highlight=False)
+    records = find_records([output] if output.exists() else [])
+    asked: dict[str, dict[str, set[str]]] = {}
+    for record in records.values():
+        for key, value in record.task.settings.items():
+            asked.setdefault(record.task.name, {}).setdefault(key, set()).add(str(value))
+    groups: dict[str, list[tuple[list[str], str]]] = {}
+    for path, record in records.items():
+        ranked_by = primary_metric([record])
+        score, training = record.metrics[ranked_by], record.training
+        shown = "–" if score.value is None else f"{score.value:.3f}"
+        interval = "" if score.low is None else f" [{score.low:.3f}, {score.high:.3f}]"
+        bound = (record.budget or Budget()).model_copy(update={"state_dtype": "float32"})
+        # One task in two settings is two: their scores do not belong below each other.
+        settings = [
+            f"{key} {record.task.settings.get(key)}"
+            for key, seen in asked.get(record.task.name, {}).items()
+            if len(seen) > 1
+        ]
+        title = ", ".join([record.task.name, *settings, f"{metric_title(ranked_by, record.task)} [95 % interval]"])
+        facts = [
+            record.method.name,
+            f"{shown}{interval}",
+            f"{score.n:,}",
+            str(bound),
+            record.footprint.state_dtype,
+            "–" if training is None else str(training.seed),
+            "–" if training is None else f"{training.steps:,}",
+        ]
+        groups.setdefault(title, []).append((facts, str(path.parent)))
+    if not groups:
+        console.print(
+            f"There are no runs in {output}: gradmem-bench run --method NAME --task NAME --output {output} makes one.",
+            markup=False,
+            soft_wrap=True,
+        )
+    heads = ["method", "score", "n", "bound", "state", "seed", "steps"]
+    for index, (title, runs) in enumerate(groups.items()):
+        widths = [max(map(len, column)) for column in zip(heads, *(facts for facts, _ in runs), strict=True)]
+        console.print(*[""] * bool(index), title, sep="\n", style="bold", markup=False)
+        for facts, folder in [(heads, ""), *runs]:
+            cells = [
+                text.rjust(width) if head in ("n", "seed", "steps") else text.ljust(width)
+                for head, text, width in zip(heads, facts, widths, strict=True)
+            ]
+            console.print(
+                "  ".join(cells).rstrip(), style="bold" if facts is heads else "", markup=False, soft_wrap=True
+            )
+            if folder:
+                # A folder is of use only whole, and in one piece.
+                console.print(f"  {folder}", style="dim", markup=False, soft_wrap=True)
 
 
 def show(

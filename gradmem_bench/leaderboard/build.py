@@ -283,6 +283,7 @@ def _paper_row(row: PaperRow, figure: PaperFigure) -> dict[str, Any]:
         "task": row.task,
         "setting": ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in row.setting.items()),
         "metric": row.metric.replace("_", " "),
+        "forced": row.metric == TEACHER_FORCED,
         "value": row.value,
         "value_text": NOTHING if row.value is None else f"{row.value:.4g}",
         # Three runs that all came to 100 % are published without a deviation, or with one of zero.

@@ -15,6 +15,7 @@ from gradmem_bench.results import (
     Measured,
     MetricResult,
     RunRecord,
+    WrittenAgain,
     metric_results,
     questions,
     read_examples,
@@ -56,8 +57,13 @@ def check(board: Path) -> list[Checked]:
         troubles = problems(path.parent, record)
         if record.seal is None:
             troubles.append(
-                "It has no seal, which tells whether rows or data were changed since; "
-                f"gradmem-bench leaderboard add {path.parent} checks it and gives it one."
+                "It has no seal, which tells whether rows, data or record were changed since; "
+                f"gradmem-bench leaderboard add {path.parent} --board {board} checks it and gives it one."
+            )
+        elif record.seal.record_hash is None:
+            troubles.append(
+                "Its seal is of its rows and data alone, and does not tell whether the record was changed since; "
+                f"gradmem-bench leaderboard add {path.parent} --board {board} checks it and gives it a whole one."
             )
         if path.parent.parent.name != record.task.name:
             troubles.append(f"It is of the task {record.task.name}, but lies in the folder {path.parent.parent.name}.")
@@ -83,13 +89,26 @@ def _asked_alike(folder: Path, record: RunRecord, asked: dict[str, tuple[RunReco
 
 def problems(folder: Path, record: RunRecord) -> list[str]:
     """What is wrong with the record of the run in `folder`, a sentence each; no seal is no problem here."""
+    again: list[str] = []
     try:
         rows = read_examples(folder)
+    except WrittenAgain as error:
+        again, rows = [str(error)], error.rows
     except UserError as error:
         return [str(error)]
     if (folder / "examples.jsonl").exists():
         return ["Its evaluation has not ended: there is an examples.jsonl, where an examples.parquet was expected."]
-    return [*_rows(record, rows), *_laws(record), *_sizes(record, rows), *_capacity(record)]
+    made, sizes = metric_results(rows), list(_sizes(record, rows))
+    return [
+        *again,
+        *_rows(record, rows),
+        *_metrics(record, made),
+        *_sealed(record, rows),
+        *_laws(record),
+        *sizes,
+        # What is made of a size that was changed is no second mistake.
+        *([] if sizes else _capacity(record, made)),
+    ]
 
 
 # ---------------------------------------------------------------------------------------------- rows
@@ -115,8 +134,6 @@ def _rows(record: RunRecord, rows: Sequence[ExampleRow]) -> Iterator[str]:
             f"The scores of {len(wrong):,} rows are not what their prediction and targets make, "
             f"that of {wrong[0]} the first."
         )
-    yield from _metrics(record, rows)
-    yield from _sealed(record, rows)
 
 
 def _scored_right(row: ExampleRow, normalize: bool) -> bool:
@@ -124,8 +141,7 @@ def _scored_right(row: ExampleRow, normalize: bool) -> bool:
     return row.exact_match == exact_match(row.prediction, row.targets, normalize) and _same(row.f1, shared)
 
 
-def _metrics(record: RunRecord, rows: Sequence[ExampleRow]) -> Iterator[str]:
-    made = metric_results(rows)
+def _metrics(record: RunRecord, made: dict[str, MetricResult]) -> Iterator[str]:
     for name in dict.fromkeys([*record.metrics, *made]):
         stated, again = record.metrics.get(name), made.get(name)
         if stated is None:
@@ -138,10 +154,8 @@ def _metrics(record: RunRecord, rows: Sequence[ExampleRow]) -> Iterator[str]:
         elif again is None:
             yield f"Its {name} cannot be computed again: the rows have no such column."
         elif not _same(stated.value, again.value):
-            yield (
-                f"The mean of {name} was changed: the record says {_figure(stated.value)}, "
-                f"and its rows make {_figure(again.value)}."
-            )
+            said, makes = _apart(stated.value, again.value)
+            yield f"The mean of {name} was changed: the record says {said}, and its rows make {makes}."
         elif not _same_interval(stated, again):
             yield (
                 f"The interval of {name} was changed: the record says {_bounds(stated)}, "
@@ -166,8 +180,13 @@ def _same_interval(stated: MetricResult, again: MetricResult) -> bool:
     return abs(stated.low - again.low) <= allowed and abs(stated.high - again.high) <= allowed
 
 
-def _figure(value: float | None) -> str:
-    return "none" if value is None else f"{value:.6g}"
+def _apart(stated: float | None, again: float | None) -> tuple[str, str]:
+    """Two numbers that differ, with as many digits as that takes."""
+    for digits in (6, 9, 12, 17):
+        texts = tuple("none" if value is None else f"{value:.{digits}g}" for value in (stated, again))
+        if texts[0] != texts[1]:
+            break
+    return texts
 
 
 def _bounds(found: MetricResult) -> str:
@@ -177,8 +196,8 @@ def _bounds(found: MetricResult) -> str:
 def _sealed(record: RunRecord, rows: Sequence[ExampleRow]) -> Iterator[str]:
     if record.seal is None:
         return
-    again = seal(rows, record.task)
-    if again.rows_hash != record.seal.rows_hash:
+    again = seal(rows, record)
+    if (again.rows, again.rows_hash) != (record.seal.rows, record.seal.rows_hash):
         yield (
             f"Its rows are not those that it was sealed with: {record.seal.rows:,} rows of hash "
             f"{record.seal.rows_hash[:12]} then, {again.rows:,} of {again.rows_hash[:12]} now."
@@ -188,6 +207,11 @@ def _sealed(record: RunRecord, rows: Sequence[ExampleRow]) -> Iterator[str]:
         yield (
             f"Its data were changed: it was sealed with other data than {source.location} with the hash "
             f"{(source.content_hash or source.revision or 'none')[:12]}, which it names now."
+        )
+    if record.seal.record_hash not in (None, again.record_hash):
+        yield (
+            f"Its record was changed since it was sealed: it had the hash {record.seal.record_hash[:12]} then, and has "
+            f"{again.record_hash[:12]} now; which part was changed a hash does not tell."
         )
 
 
@@ -225,20 +249,22 @@ def _sizes(record: RunRecord, rows: Sequence[ExampleRow]) -> Iterator[str]:
             yield f"The {title} were changed: the record says {_size(stated)}, and its rows make {_size(again)}."
 
 
-def _capacity(record: RunRecord) -> Iterator[str]:
-    stated = record.capacity
-    if stated is None:
+def _capacity(record: RunRecord, made: dict[str, MetricResult]) -> Iterator[str]:
+    stated, exact, known = record.capacity, record.metrics["exact_match"], made.get("exact_match")
+    # What is made of an exact match that was changed is no second mistake.
+    if stated is None or known is None or not (_same(exact.value, known.value) and _same_interval(exact, known)):
         return
-    exact, size = record.metrics["exact_match"], record.footprint.state_bytes.mean
-    again = Capacity.of(stated.values, stated.value_bits, exact, size)
-    names = ("recalled_bits", "recalled_bits_low", "recalled_bits_high")
-    densities = stated.bits_per_state_byte.value, again.bits_per_state_byte.value
-    if not all(_same(getattr(stated, name), getattr(again, name)) for name in names) or not _same(*densities):
-        yield (
-            f"The recalled bits were changed: the record says {_figure(stated.recalled_bits)} and "
-            f"{_figure(densities[0])} a state byte, and its exact match makes {_figure(again.recalled_bits)} and "
-            f"{_figure(densities[1])}."
-        )
+    again = Capacity.of(stated.values, stated.value_bits, exact, record.footprint.state_bytes.mean)
+    pairs = {
+        "": (stated.recalled_bits, again.recalled_bits),
+        " a state byte": (stated.bits_per_state_byte.value, again.bits_per_state_byte.value),
+        " as the lower bound": (stated.recalled_bits_low, again.recalled_bits_low),
+        " as the upper bound": (stated.recalled_bits_high, again.recalled_bits_high),
+    }
+    other = {name: _apart(*pair) for name, pair in pairs.items() if not _same(*pair)}
+    if other:
+        said, makes = (" and ".join(f"{texts[side]}{name}" for name, texts in other.items()) for side in (0, 1))
+        yield f"The recalled bits were changed: the record says {said}, and its exact match makes {makes}."
 
 
 def _size(size: Measured) -> str:

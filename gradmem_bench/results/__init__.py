@@ -9,7 +9,14 @@ from gradmem_bench.results.costs import (
     PhaseCosts,
     Quantity,
 )
-from gradmem_bench.results.files import ExampleLog, find_records, read_examples, read_record, write_record
+from gradmem_bench.results.files import (
+    ExampleLog,
+    WrittenAgain,
+    find_records,
+    read_examples,
+    read_record,
+    write_record,
+)
 from gradmem_bench.results.provenance import code_version, environment
 from gradmem_bench.results.schema import (
     SCHEMA_VERSION,
@@ -52,6 +59,7 @@ __all__ = [
     "SwapTest",
     "TaskRecord",
     "TrainingRecord",
+    "WrittenAgain",
     "code_version",
     "environment",
     "find_records",

@@ -8,6 +8,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,18 @@ def _replace(path: Path, write: Callable[[Path], Any]) -> None:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+class WrittenAgain(UserError):
+    """Another program wrote `examples.parquet` again and left out what says which schema its rows are of.
+
+    Attributes:
+        rows: what it holds, read by today's schema.
+    """
+
+    def __init__(self, message: str, rows: list[ExampleRow]) -> None:
+        super().__init__(message)
+        self.rows = rows
 
 
 def _check_schema(found: Any, path: Path) -> None:
@@ -133,7 +146,10 @@ class ExampleLog:
 
 
 def read_examples(folder: Path) -> list[ExampleRow]:
-    """The example rows in a run's folder, of an evaluation that is still running too; raises UserError on damage."""
+    """The example rows in a run's folder, of an evaluation that is still running too.
+
+    Raises UserError on damage; where another program wrote the file again, a WrittenAgain with what can be read of it.
+    """
     if not any((folder / name).exists() for name in ("examples.jsonl", "examples.parquet")):
         raise UserError(f"There are no examples in {folder}: an examples.parquet was expected.")
     return _read(folder)[1]
@@ -199,6 +215,30 @@ def _read_table(path: Path) -> tuple[str, list[ExampleRow]]:
         raise UserError(f"{path} is damaged, it is not Parquet: {str(error).splitlines()[0]}") from None
     metadata = {name.decode(): value.decode() for name, value in (table.schema.metadata or {}).items()}
     if not metadata.get("schema_version", "").isdigit():
-        raise UserError(f"{path} does not hold examples of a run: its metadata have no schema version.")
+        rows = _rows_without_schema(table.to_pylist())
+        if rows is None:
+            raise UserError(f"{path} does not hold examples of a run: its metadata have no schema version.")
+        raise WrittenAgain(
+            f"{path} was written again by another program: its metadata have no schema version, which gradmem-bench "
+            "writes with the rows; the file that the run left was expected.",
+            rows,
+        )
     _check_schema(int(metadata["schema_version"]), path)
     return metadata["key"], [validated(ExampleRow, row, str(path)) for row in table.to_pylist()]
+
+
+def _rows_without_schema(found: list[dict[str, Any]]) -> list[ExampleRow] | None:
+    """Rows as pandas writes them, its index beside them and NaN where nothing was; `None` where they are of no run."""
+    fields = ExampleRow.model_fields
+
+    def kept(name: str, value: Any) -> Any:
+        missing = isinstance(value, float) and isnan(value) and fields[name].annotation in (float | None, str | None)
+        return None if missing else value
+
+    try:
+        return [
+            ExampleRow.model_validate({name: kept(name, value) for name, value in row.items() if name in fields})
+            for row in found
+        ]
+    except ValidationError:
+        return None

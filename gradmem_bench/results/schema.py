@@ -8,11 +8,14 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from gradmem_bench.config import Budget, StrictModel
+from gradmem_bench.metrics import METRICS
 from gradmem_bench.results.costs import Capacity, Costs, MeasuredFootprint
 from gradmem_bench.results.part import Part
 from gradmem_bench.statistics import Estimate
 
 SCHEMA_VERSION = 1
+
+_ROUNDING = 1e-9
 
 
 class CodeVersion(Part):
@@ -187,7 +190,10 @@ class Environment(Part):
 
 
 class Seal(Part):
-    """Fingerprints of the example rows, taken as the record is made: what is changed afterwards no longer fits them."""
+    """Fingerprints of the rows and of the record, taken as it is made: what is changed afterwards no longer fits them.
+
+    They tell an edit or an accident. They are no signature: who changes a record can also seal it again.
+    """
 
     rows: int
     """Rows that were there."""
@@ -195,6 +201,8 @@ class Seal(Part):
     """SHA-256 of all rows, whatever their order."""
     data_hash: str
     """SHA-256 of what was asked (ids and targets) and of the source and split that the record names."""
+    record_hash: str | None = None
+    """SHA-256 of all that the record says but this seal; `None` in a seal from before records were covered."""
 
 
 class RunRecord(Part):
@@ -235,13 +243,32 @@ class RunRecord(Part):
     environment: Environment
     """The machine and the libraries."""
     seal: Seal | None = None
-    """Of the example rows; `None` in a record from before there were seals."""
+    """Of the example rows and the record; `None` in a record from before there were seals."""
 
     @model_validator(mode="after")
     def _scored(self) -> "RunRecord":
         if "exact_match" not in self.metrics:
             raise ValueError("it has no metric exact_match, which every run has")
+        for name, found in self.metrics.items():
+            _possible(name, found)
         return self
+
+
+def _possible(name: str, found: MetricResult) -> None:
+    """Raises ValueError where no values at all could make this of the metric `name`."""
+    value, low, high = found.value, found.low, found.high
+    if (low is None) != (high is None):
+        raise ValueError(f"the interval of {name} has one bound, where two or none were expected")
+    if name in METRICS and METRICS[name].kind == "proportion":
+        for one in (value, low, high):
+            if one is not None and not -_ROUNDING <= one <= 1 + _ROUNDING:
+                raise ValueError(f"{name} is {one:.10g} in it, and a proportion lies between 0 and 1")
+    if low is None or high is None:
+        return
+    room = _ROUNDING * max(1.0, abs(low), abs(high))
+    if value is None or not low - room <= value <= high + room:
+        stated = "none" if value is None else f"{value:.10g}"
+        raise ValueError(f"the value of {name}, {stated}, lies outside its own interval, [{low:.10g}, {high:.10g}]")
 
 
 class ProfileRecord(Part):
@@ -281,9 +308,9 @@ class ExampleRow(StrictModel):
     targets: list[str]
     """Every accepted answer."""
     exact_match: bool
-    f1: float
+    f1: float = Field(ge=0, le=1)
     teacher_forced_exact_match: bool
-    token_accuracy: float
+    token_accuracy: float = Field(ge=0, le=1)
     target_bits_per_token: float
     choice: str | None = None
     """The likeliest of the query's choices, where it has some."""

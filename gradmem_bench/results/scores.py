@@ -44,13 +44,23 @@ def metric_title(name: str, task: TaskRecord) -> str:
     return {"f1": "F1"}.get(name, name.replace("_", " "))
 
 
-def seal(rows: Sequence[ExampleRow], task: TaskRecord) -> Seal:
-    """The fingerprints of `rows` and of the data that `task` says they are from; the order of rows is of no account."""
-    source = task.source
+def seal(rows: Sequence[ExampleRow], record: RunRecord) -> Seal:
+    """The fingerprints of `rows`, of the data that `record` says they are from, and of all that it says but its seal.
+
+    The order of rows and of keys is of no account, nor is how a number is written (2048, 2048.0).
+    """
+    task, source = record.task, record.task.source
     where = json.dumps([source.location, source.revision, source.content_hash, source.rows, task.split])
-    # A column that a later version adds has a default, and must not break the seals of before.
+    # A column or a field that a later version adds has a default, and must not break the seals of before.
     lines = sorted(row.model_dump_json(exclude_defaults=True) for row in rows)
-    return Seal(rows=len(rows), rows_hash=_hash(lines), data_hash=_hash([where, *questions(rows)]))
+    # As it is written, and read again: then it is the same before there is a file and after.
+    said = json.loads(record.model_dump_json(exclude={"seal"}, exclude_defaults=True))
+    return Seal(
+        rows=len(rows),
+        rows_hash=_hash(lines),
+        data_hash=_hash([where, *questions(rows)]),
+        record_hash=_hash([json.dumps(said, sort_keys=True)]),
+    )
 
 
 def questions(rows: Iterable[ExampleRow]) -> list[str]:

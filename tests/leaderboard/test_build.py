@@ -5,14 +5,14 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from boards import edit, rewrite, rows_of, write_run
+from boards import edit, rewrite, rows_of, seal_again, write_run
 from commands import command
 from records import TASK
 
 from gradmem_bench.errors import UserError
 from gradmem_bench.leaderboard.build import build
 from gradmem_bench.leaderboard.paper import figures_of
-from gradmem_bench.results import metric_results, read_record, seal
+from gradmem_bench.results import metric_results, read_record
 from gradmem_bench.statistics import estimate
 
 
@@ -52,7 +52,7 @@ def test_the_page_holds_every_record_with_a_link_its_command_and_its_environment
     records = [read_record((path.parent / unquote(link)).resolve()) for link in linked]
     assert len({record.run_id for record in records}) == 7
     (full,) = (row for row in page.rows if row[1:2] and row[1].startswith("1.000 ["))
-    assert full[0].startswith("full_ kv ceiling") and full[2:5] == ["1.000", "40 KiB", "40"]
+    assert full[0].startswith("full_kv ceiling") and full[2:5] == ["1.000", "40 KiB", "40"]
     folds = [row[0] for row in page.rows if "Environment" in row[0]]
     assert len(folds) == 6
     assert all("cpu, float32, 2 threads" in fold and "gradmem-bench run --" in fold for fold in folds)
@@ -79,14 +79,14 @@ def test_a_table_is_ranked_by_what_its_task_is_scored_with(tmp_path):
     task = TASK.model_copy(update={"name": "drop", "own_metric": "points"})
     for method, right, own in (("gradmem", 15, 3.5), ("rmt", 45, 1.5)):
         folder = tmp_path / "drop" / f"{method}-1"
-        record = write_run(folder, method, right, task=task)
+        write_run(folder, method, right, task=task)
         rows = [
             one.model_copy(update={"task_score": own + 0.5 * (index % 2)}) for index, one in enumerate(rows_of(right))
         ]
         rewrite(folder, rows)
         values = {name: found.model_dump() for name, found in metric_results(rows).items()}
-        sealed = seal(rows, record.task).model_dump()
-        edit(folder, lambda old, values=values, sealed=sealed: old.update(metrics=values, seal=sealed))
+        edit(folder, lambda old, values=values: old.update(metrics=values))
+        seal_again(folder)
     page = Page(build(tmp_path, tmp_path / "page.html"))
     (table,) = json.loads(page.scripts[0])["tables"]
     assert table["metric"] == "points"
@@ -129,6 +129,18 @@ def test_the_papers_numbers_are_apart_and_beside_what_they_belong_to(filled, tmp
     assert "0.963" not in page.scripts[0].partition('"paper"')[0]
 
 
+def test_a_published_teacher_forced_value_says_so_in_its_own_cell(tmp_path):
+    write_run(tmp_path / "kv_retrieval" / "gradmem-1")
+    (tmp_path / "paper").mkdir()
+    (tmp_path / "paper" / "a.yaml").write_text(
+        "figure: a\nrows:\n"
+        "- {method: Forced, task: kv_retrieval, metric: teacher_forced_exact_match, value: 0.987}\n"
+        "- {method: Generated, task: kv_retrieval, metric: exact_match, value: 0.876}\n"
+    )
+    rows = {row[0]: row for row in Page(build(tmp_path, tmp_path / "page.html")).rows if len(row) == 3}
+    assert (rows["Forced"][1], rows["Generated"][1]) == ("teacher-forced 0.987", "0.876")
+
+
 def test_without_published_numbers_there_is_no_such_section(tmp_path):
     write_run(tmp_path / "kv_retrieval" / "gradmem-1")
     done = command("leaderboard", "build", "--board", tmp_path)
@@ -140,7 +152,7 @@ def test_without_published_numbers_there_is_no_such_section(tmp_path):
 def test_what_is_not_in_order_is_not_shown(tmp_path):
     folder = tmp_path / "kv_retrieval" / "gradmem-1"
     write_run(folder)
-    edit(folder, lambda values: values["metrics"]["exact_match"].update(value=0.9))
+    edit(folder, lambda values: values["metrics"]["exact_match"].update(value=0.8))
     done = command("leaderboard", "build", "--board", tmp_path)
     assert done.code == 2 and "not in order. The mean of exact_match was changed" in done.errors
     assert not (tmp_path / "index.html").exists()
@@ -151,6 +163,7 @@ def test_an_interval_of_a_method_of_before_is_made_anew(tmp_path):
     record = write_run(folder)
     old = {"method": "of before", "low": 0.1, "high": 0.99}
     edit(folder, lambda values: values["metrics"]["exact_match"].update(old))
+    seal_again(folder)
     (table,) = json.loads(Page(build(tmp_path, tmp_path / "page.html")).scripts[0])["tables"]
     today = record.metrics["exact_match"]
     assert (table["rows"][0]["low"], table["rows"][0]["high"]) == (today.low, today.high)

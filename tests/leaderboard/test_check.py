@@ -1,13 +1,16 @@
+import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
-from boards import edit, rewrite, rows_of, write_run
+from boards import edit, rewrite, rows_of, seal_again, write_run
 from commands import command
-from records import PASSED, TASK
+from records import PASSED
 
 from gradmem_bench.config import Budget
 from gradmem_bench.leaderboard.check import check
-from gradmem_bench.results import read_record, seal
+from gradmem_bench.results import Capacity, read_record, seal
 
 
 @pytest.fixture
@@ -21,6 +24,16 @@ def told(board: Path) -> dict[str, tuple[str, ...]]:
     return {one.path.parent.name: one.problems for one in check(board)}
 
 
+def changed(folder: Path) -> str:
+    """The sentence on a record that is not as it was sealed."""
+    record = read_record(folder / "run.json")
+    now = seal([], record).record_hash
+    return (
+        f"Its record was changed since it was sealed: it had the hash {record.seal.record_hash[:12]} then, and has "
+        f"{now[:12]} now; which part was changed a hash does not tell."
+    )
+
+
 def test_every_published_record_is_in_order(published):
     found = check(published)
     assert len(found) >= 14
@@ -30,7 +43,10 @@ def test_every_published_record_is_in_order(published):
 def test_a_changed_mean_is_caught_and_only_there(board):
     edit(board / "kv_retrieval/gradmem-1", lambda values: values["metrics"]["exact_match"].update(value=0.78))
     assert told(board) == {
-        "gradmem-1": ("The mean of exact_match was changed: the record says 0.78, and its rows make 0.75.",),
+        "gradmem-1": (
+            "The mean of exact_match was changed: the record says 0.78, and its rows make 0.75.",
+            changed(board / "kv_retrieval/gradmem-1"),
+        ),
         "rmt-1": (),
     }
 
@@ -54,9 +70,10 @@ def test_a_row_that_was_dropped_from_the_counts_too_is_told_by_the_seal(board):
 
     metrics = {name: result.model_dump() for name, result in metric_results(rows).items()}
     edit(folder, lambda values: (values.update(metrics=metrics), values["task"].update(queries=57, contexts=19)))
-    new = seal(rows, TASK).rows_hash[:12]
+    new = seal(rows, read_record(folder / "run.json")).rows_hash[:12]
     assert told(board)["gradmem-1"] == (
         f"Its rows are not those that it was sealed with: 60 rows of hash {old.rows_hash[:12]} then, 57 of {new} now.",
+        changed(folder),
     )
 
 
@@ -65,6 +82,7 @@ def test_another_data_hash_is_caught_by_its_own_sentence(board):
     assert told(board)["rmt-1"] == (
         "Its data were changed: it was sealed with other data than generated with the hash ab12ab12ab12, which it "
         "names now.",
+        changed(board / "kv_retrieval/rmt-1"),
     )
 
 
@@ -98,8 +116,8 @@ def test_another_data_hash_is_caught_by_its_own_sentence(board):
                     "bits_per_state_byte": {"value": 9 / 2048},
                 }
             ),
-            "The recalled bits were changed: the record says 9 and 0.00439453 a state byte, and its exact match makes "
-            "8.848",
+            "The recalled bits were changed: the record says 9 and 0.00439453 a state byte and none as the lower "
+            "bound and none as the upper bound, and its exact match makes 8.848 and 0.00432031 a state byte and 5.476",
         ),
         (lambda values: values["metrics"].pop("exact_match"), "is refused: it has no metric exact_match"),
         (lambda values: values["swap_test"].update(passed=False), "It did not pass the swap test: 0.070 were"),
@@ -115,9 +133,14 @@ def test_another_data_hash_is_caught_by_its_own_sentence(board):
     ],
 )
 def test_what_else_can_be_wrong_is_said(board, change, sentence):
-    edit(board / "kv_retrieval/gradmem-1", change)
-    found = told(board)["gradmem-1"]
+    folder = board / "kv_retrieval/gradmem-1"
+    edit(folder, change)
+    found = [one for one in told(board)["gradmem-1"] if not one.startswith("Its record was changed since")]
     assert len(found) == 1 and sentence in found[0], found
+    # Made like that and not changed afterwards, it is as wrong, and nothing else is.
+    if check(board)[0].record is not None and "seal" not in sentence:
+        seal_again(folder)
+        assert told(board)["gradmem-1"] == tuple(found)
 
 
 def test_a_score_that_prediction_and_targets_do_not_make_is_caught(board):
@@ -134,8 +157,7 @@ def test_records_of_the_same_data_have_asked_the_same(board):
     rows = [row.model_copy(update={"targets": ["Qz", "Zq"]}) for row in rows_of(30)]
     folder = board / "kv_retrieval/rmt-1"
     rewrite(folder, rows)
-    task = read_record(folder / "run.json").task
-    edit(folder, lambda values: values.update(seal=seal(rows, task).model_dump()))
+    seal_again(folder)
     assert told(board)["rmt-1"] == (
         "It names the same data as kv_retrieval-gradmem-45-2048-0, but its rows do not ask the same.",
     )
@@ -172,11 +194,11 @@ def test_a_run_is_filed_sealed_and_checks(tmp_path):
 def test_a_run_that_is_not_in_order_is_not_filed(tmp_path):
     run, board = tmp_path / "run", tmp_path / "board"
     write_run(run, swap_test=PASSED.model_copy(update={"passed": False, "outcome": "FAILED"}))
-    edit(run, lambda values: values["metrics"]["exact_match"].update(value=0.9))
+    edit(run, lambda values: values["metrics"]["exact_match"].update(value=0.8))
     done = command("leaderboard", "add", run, "--board", board)
     assert done.code == 2 and not board.exists()
-    assert "is not filed. The mean of exact_match was changed: the record says 0.9, and" in done.errors
-    assert "There is 1 more of this kind." in done.errors
+    assert "is not filed. The mean of exact_match was changed: the record says 0.8, and" in done.errors
+    assert "There are 2 more of this kind." in done.errors
 
 
 def test_another_run_of_the_same_configuration_is_not_overwritten(tmp_path):
@@ -195,3 +217,152 @@ def test_every_run_is_sealed_as_it_is_made(five_runs):
     # in order.
     for one in check(next(iter(five_runs)).parents[2]):
         assert [problem for problem in one.problems if "differs from its commit" not in problem] == []
+
+
+# ------------------------------------------------------------------------------------- the whole record
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda values: values["footprint"].update(state_dtype="int4"),
+        lambda values: values["costs"].update(write_seconds_per_context=1e-6),
+        lambda values: values["training"].update(steps=50_000),
+        lambda values: values["training"].update(seed=7),
+        lambda values: values["swap_test"].update(swapped_score=0.0),
+        lambda values: values["method"].update(name="mine"),
+        lambda values: values["method"]["parameters"].update(inner_steps=2),
+        lambda values: values.update(command=["gradmem-bench"]),
+    ],
+)
+def test_an_edit_of_what_no_row_tells_is_caught_and_not_filed(board, tmp_path, change):
+    folder = board / "kv_retrieval/gradmem-1"
+    edit(folder, change)
+    assert told(board) == {"gradmem-1": (changed(folder),), "rmt-1": ()}
+    done = command("leaderboard", "add", folder, "--board", tmp_path / "other")
+    assert done.code == 2 and "is not filed. Its record was changed since it was sealed" in done.errors
+
+
+def test_a_seal_does_not_mind_how_a_record_is_written(board):
+    folder = board / "kv_retrieval/gradmem-1"
+    path = folder / "run.json"
+    values = json.loads(path.read_text())
+    # Other order, other spelling of numbers, and without what says no more than its default.
+    assert values["footprint"]["state_bytes"]["mean"] == 2048.0 and values["capacity"] is None
+    del values["capacity"], values["costs"]["write"], values["footprint"]["state_dtype"]
+    values["footprint"]["state_bytes"]["mean"] = 2048
+    text = json.dumps(values, sort_keys=True).replace("0.00412", "4.12e-3")
+    assert "4.12e-3" in text
+    path.write_text(text)
+    assert told(board)["gradmem-1"] == ()
+
+
+def test_a_seal_of_before_is_told_and_made_whole_by_filing_again(board):
+    folder = board / "kv_retrieval/gradmem-1"
+    whole = read_record(folder / "run.json")
+    edit(folder, lambda values: values["seal"].pop("record_hash"))
+    (sentence,) = told(board)["gradmem-1"]
+    assert sentence.startswith("Its seal is of its rows and data alone")
+    # What is not in order gets none.
+    right = whole.metrics["f1"].value
+    edit(folder, lambda values: values["metrics"]["f1"].update(value=0.88))
+    assert command("leaderboard", "add", folder, "--board", board).code == 2
+    edit(folder, lambda values: values["metrics"]["f1"].update(value=right))
+    assert f"leaderboard add {folder} --board {board} checks it" in sentence
+    assert command("leaderboard", "add", folder, "--board", board).code == 0
+    assert told(board) == {"gradmem-1": (), "rmt-1": ()}
+    assert read_record(folder / "run.json") == whole
+
+
+# --------------------------------------------------------------------------------------- rows and means
+
+
+def test_rows_that_another_program_wrote_are_told_and_checked_too(board):
+    pandas = pytest.importorskip("pandas")
+    path = board / "kv_retrieval/gradmem-1/examples.parquet"
+    table = pandas.read_parquet(path)
+    table.to_parquet(path)
+    (sentence,) = told(board)["gradmem-1"]
+    assert sentence == (
+        f"{path} was written again by another program: its metadata have no schema version, which gradmem-bench writes "
+        "with the rows; the file that the run left was expected."
+    )
+    table[table["example_id"] != "test-3-1"].to_parquet(path)
+    again, dropped, *rest = told(board)["gradmem-1"]
+    assert again == sentence
+    assert dropped == "Rows were dropped: the record counts 60 queries, and examples.parquet holds 59."
+    assert any(one.startswith("Its rows are not those that it was sealed with: 60 rows of hash") for one in rest)
+    table.drop(columns="targets").to_parquet(path)
+    (sentence,) = told(board)["gradmem-1"]
+    assert sentence.endswith("does not hold examples of a run: its metadata have no schema version.")
+
+
+def with_capacity(folder: Path) -> dict[str, Any]:
+    record = read_record(folder / "run.json")
+    return Capacity.of(4, 4.0, record.metrics["exact_match"], record.footprint.state_bytes.mean).model_dump()
+
+
+def test_a_changed_mean_is_not_blamed_on_the_bits_too(board):
+    folder = board / "kv_retrieval/gradmem-1"
+    capacity = with_capacity(folder)
+    edit(folder, lambda values: values.update(capacity=capacity))
+    seal_again(folder)
+    assert told(board)["gradmem-1"] == ()
+    edit(folder, lambda values: values["metrics"]["exact_match"].update(value=0.8))
+    mean, sealed = told(board)["gradmem-1"]
+    assert mean.startswith("The mean of exact_match was changed") and sealed == changed(folder)
+
+
+def test_changed_bits_are_told_with_the_digits_that_differ(board):
+    folder = board / "kv_retrieval/gradmem-1"
+    capacity = with_capacity(folder)
+    bits = capacity["recalled_bits"]
+    capacity["recalled_bits"] = bits + 2e-7
+    edit(folder, lambda values: values.update(capacity=capacity))
+    bits_sentence = told(board)["gradmem-1"][-1]
+    said, makes = re.findall(r"[0-9]+\.[0-9]+", bits_sentence)
+    assert said != makes and (float(said), float(makes)) == pytest.approx((bits + 2e-7, bits), abs=1e-8)
+    assert bits_sentence == (
+        f"The recalled bits were changed: the record says {said}, and its exact match makes {makes}."
+    )
+
+
+# ------------------------------------------------------------------------------------- folders of runs
+
+
+def test_a_folder_of_runs_is_filed_and_what_is_wrong_keeps_no_other_from_it(tmp_path):
+    runs, board = tmp_path / "runs", tmp_path / "board"
+    for seed in (0, 1, 2):
+        write_run(runs / "kv_retrieval" / f"gradmem-{seed}", seed=seed)
+    assert command("leaderboard", "add", runs, "--board", board).code == 0
+    assert [one.problems for one in check(board)] == [(), (), ()]
+    edit(runs / "kv_retrieval/gradmem-1", lambda values: values["training"].update(steps=3))
+    (runs / "kv_retrieval/gradmem-0/run.json").write_text("{")
+    done = command("leaderboard", "add", runs, "--board", tmp_path / "again")
+    assert done.code == 2 and len(check(tmp_path / "again")) == 1
+    first, second, last = done.errors.splitlines()
+    assert first.startswith(f"{runs / 'kv_retrieval/gradmem-0/run.json'} is damaged")
+    assert second.startswith(f"{runs / 'kv_retrieval/gradmem-1'} is not filed. Its record was changed")
+    assert last == "error: 2 were not filed, each for the reason above."
+    assert done.output.startswith("kv_retrieval-gradmem-45-2048-2 is in")
+
+
+@pytest.mark.parametrize(
+    ("path", "way"),
+    [
+        ("runs/kv_retrieval/nope", "There are runs in {0}/runs/kv_retrieval/gradmem-0."),
+        ("runs/kv_retrieval/gradmem-9", "Did you mean '{0}/runs/kv_retrieval/gradmem-0'?"),
+        ("rums", "Did you mean '{0}/runs'?"),
+        ("rums/kv_retrieval", "There are runs in {0}/runs."),
+        ("empty", "There are runs in {0}/runs."),
+    ],
+)
+def test_where_there_is_no_run_the_nearest_is_named(tmp_path, path, way):
+    write_run(tmp_path / "runs/kv_retrieval/gradmem-0")
+    (tmp_path / "empty").mkdir()
+    done = command("leaderboard", "add", tmp_path / path, "--board", tmp_path / "board")
+    assert done.code == 2 and done.output == "" and not (tmp_path / "board").exists()
+    assert done.errors == (
+        f"error: There is no run at {tmp_path / path}: a run.json, or a folder with some below it, was expected. "
+        f"{way.format(tmp_path)}\n"
+    )

@@ -200,6 +200,21 @@ def test_a_phone_shows_all_without_scrolling_sideways(opened, page):
     assert opened.execute_script(WIDTH) == 390
 
 
+def test_a_phone_tells_budgets_apart_and_keeps_names_whole(opened, page):
+    show(opened, 390, 844)
+    opened.get(page)
+    rows = [" ".join(name.text.split()) for name in seen(opened, "#table-1 tr.run > th")]
+    # Two bounds of one method, told without unfolding.
+    assert sorted(row for row in rows if row.startswith("rmt")) == ["rmt 4 KiB", "rmt 8 positions"]
+    assert sum(row in ("full_kv ceiling", "no_memory floor") for row in rows) == 2
+    # Names of one line: the font is 13 px high.
+    lines = [(word.text, word.rect["height"] < 26) for word in seen(opened, "#table-1 tr.run > th .whole")]
+    assert ("no_memory", True) in lines and all(one for _, one in lines)
+    show(opened, 1280, 900)
+    # There the budget has a column of its own.
+    assert not any("positions" in name.text for name in seen(opened, "#table-1 tr.run > th"))
+
+
 def test_without_scripts_every_row_and_its_command_can_be_read(browser, page):
     show(browser, 1280, 900)
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})

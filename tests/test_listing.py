@@ -1,0 +1,49 @@
+from commands import command
+from records import TASK, run_record, write_run
+
+from gradmem_bench.config import Budget
+
+
+def test_a_list_of_runs_can_be_read_at_eighty_columns(five_runs):
+    output = next(iter(five_runs)).parents[2]
+    done = command("list", "runs", "--output", output)
+    assert done.code == 0
+    assert "…" not in done.output
+    lines = done.output.splitlines()
+    for path, record in five_runs.items():
+        facts = lines[lines.index(f"  {path.parent}") - 1]
+        score = record.metrics["exact_match"]
+        assert facts.split()[0] == record.method.name
+        assert f"  {score.value:.3f} [{score.low:.3f}, {score.high:.3f}]  " in facts
+        steps = "–" if record.training is None else f"{record.training.steps}"
+        seed = "–" if record.training is None else f"{record.training.seed}"
+        assert facts.split()[4:] == [str(score.n), *str(record.budget or "none").split(), "float32", seed, steps]
+    # A folder is in one piece, however long it is.
+    assert max(len(line) for line in lines if not line.startswith("  ")) <= 80
+
+
+def test_a_list_of_no_runs_names_the_folder_and_what_makes_one(tmp_path):
+    done = command("list", "runs", "--output", tmp_path / "nothere")
+    where = tmp_path / "nothere"
+    assert done.code == 0 and done.output == (
+        f"There are no runs in {where}: gradmem-bench run --method NAME --task NAME --output {where} makes one.\n"
+    )
+
+
+def test_a_list_tells_runs_of_one_task_apart(tmp_path):
+    half = [True, False] * 20
+    for seed, dtype, positions in ((0, "float32", 8), (1, "float32", 8), (0, "int8", 16)):
+        size = run_record().footprint.model_copy(update={"state_dtype": dtype})
+        budget = Budget(positions=positions, state_dtype=dtype)
+        write_run(tmp_path / f"{dtype}-{seed}", half, seed=seed, budget=budget, footprint=size)
+    other = TASK.model_copy(update={"settings": TASK.settings | {"pairs": 96}, "contexts": 40, "queries": 40})
+    write_run(tmp_path / "z", half, task=other)
+    first, second = (part.splitlines() for part in command("list", "runs", "--output", tmp_path).output.split("\n\n"))
+    assert first[0] == "kv_retrieval, pairs 4, exact match [95 % interval]"
+    assert second[0] == "kv_retrieval, pairs 96, exact match [95 % interval]"
+    told = [line.split()[4:] for line in first[2::2]]
+    assert told == [
+        ["40", "8", "positions", "float32", "0", "1,000"],
+        ["40", "8", "positions", "float32", "1", "1,000"],
+        ["40", "16", "positions", "int8", "0", "1,000"],
+    ]
