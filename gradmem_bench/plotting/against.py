@@ -113,11 +113,16 @@ def _series(rows: Sequence[Row], cost: Cost, known: Known) -> tuple[dict[str, li
             f"{name} ({row.record.footprint.state_dtype})" if len(dtypes[name]) > 1 else name
             for row, name in ((row, row.record.method.name) for row in chosen)
         ]
-        said.append(f"More than {MOST} recipes: those of one method look alike; gradmem-bench compare names them.")
+        said.append(f"More than {MOST} recipes: gradmem-bench compare names each.")
     series: dict[str, list[Row]] = {}
     for row, name in zip(chosen, names, strict=True):
         series.setdefault(name, []).append(row)
-    several = [name for name, own in series.items() if len({training_recipe(row.record, known) for row in own}) > 1]
+    several = []
+    for name, own in series.items():
+        # Under another bound it is another recipe of course.
+        recipes = {(row.bound, training_recipe(row.record, known)) for row in own}
+        if len(recipes) > len({bound for bound, _ in recipes}):
+            several.append(name)
     if several:
         said.append(f"Points of one look are not all of one recipe: {', '.join(several)}.")
     return series, said

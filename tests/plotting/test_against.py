@@ -84,7 +84,7 @@ def test_the_dtype_of_states_names_a_series_where_it_varies(tmp_path):
     # Nothing stands on another: those of 2,048 bytes are side by side, the best first, around their place.
     xs = [found[name][0][-1][0] for name in ("gradmem (int8)", "gradmem (float32)", "rmt")]
     assert xs == sorted(xs) and len(set(xs)) == 3 and xs[1] == pytest.approx(2048)
-    assert "side by side" in caption_of(axes)
+    assert "side by side" in caption_of(axes) and "not all of one recipe" not in caption_of(axes)
 
 
 def test_of_more_entries_than_fit_those_evaluated_as_trained_are_drawn_and_the_rest_is_said(tmp_path):
@@ -104,7 +104,7 @@ def test_of_more_recipes_than_fit_a_method_has_one_entry(tmp_path):
     axes = drawn("bytes", tmp_path)
     points, _ = containers(axes)["gradmem"]
     assert len(containers(axes)) == 1 and len({x for x, _ in points}) == len(points) == 9
-    assert "those of one method look alike" in caption_of(axes)
+    assert "Points of one look are not all of one recipe: gradmem." in caption_of(axes)
 
 
 def test_writes_without_flops_stand_side_by_side_over_0(tmp_path):
