@@ -37,17 +37,17 @@ def plot(
     from gradmem_bench.plotting.pictures import DRAWN, draw
 
     records = records_of(runs)
-    made = 0
-    for one in kind or list(Kind):
-        pictures = list(draw(one.value, records))
-        if kind and not pictures:
-            raise UserError(f"--kind {one.value}: there is nothing to draw, it takes {DRAWN[one.value]}.")
-        for name, figure in pictures:
-            output.mkdir(parents=True, exist_ok=True)
-            for suffix in ("png", "svg"):
-                # Without a date, the same records make the same bytes.
-                figure.savefig(output / f"{name}.{suffix}", dpi=160, metadata={"Date": None} if suffix == "svg" else {})
-            typer.echo(f"{output / name}.png, .svg")
-            made += 1
-    if not made:
+    pictures = {one.value: list(draw(one.value, records)) for one in kind or list(Kind)}
+    lacking = [one for one, drawn in pictures.items() if not drawn]
+    if kind and lacking:
+        raise UserError(f"--kind {lacking[0]}: there is nothing to draw, it takes {DRAWN[lacking[0]]}.")
+    if len(lacking) == len(pictures):
         raise UserError("There is nothing to draw: none of these records has a score.")
+    for name, figure in (picture for drawn in pictures.values() for picture in drawn):
+        output.mkdir(parents=True, exist_ok=True)
+        for suffix in ("png", "svg"):
+            # Without a date, the same records make the same bytes.
+            figure.savefig(output / f"{name}.{suffix}", dpi=160, metadata={"Date": None} if suffix == "svg" else {})
+        typer.echo(f"{output / name}.png, .svg")
+    if lacking:
+        typer.echo(f"Not drawn: {'; '.join(f'{one} (it takes {DRAWN[one]})' for one in lacking)}.", err=True)

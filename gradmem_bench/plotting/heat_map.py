@@ -1,0 +1,80 @@
+"""K at training against K at evaluation: one row a training recipe, one cell the seeds of it."""
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from matplotlib.figure import Figure
+
+from gradmem_bench.plotting.parts import Pictures, caption, file_name, new_figure
+from gradmem_bench.plotting.recipes import Known, by_seed, differences, inner_steps, training_recipe
+from gradmem_bench.reporting.comparison import Comparison
+from gradmem_bench.results import RunRecord
+
+Trainings = dict[str, dict[int, list[RunRecord]]]
+"""Training recipe -> K at evaluation -> records of every seed."""
+
+
+def steps(tables: Sequence[Comparison], known: Known) -> Pictures:
+    """One picture a table and method that has more than one K.
+
+    Of several seeds a cell is their mean and their range, of one seed its score and interval.
+    """
+    for number, table in enumerate(tables, start=1):
+        methods: dict[str, Trainings] = {}
+        pairs: dict[str, set[tuple[int, int]]] = {}
+        for record in (row.record for row in table.rows if row.score is not None and row.role == "method"):
+            if (both := inner_steps(record)) is not None:
+                name = record.method.name
+                pairs.setdefault(name, set()).add(both)
+                cells = methods.setdefault(name, {}).setdefault(training_recipe(record, known), {})
+                cells.setdefault(both[1], []).append(record)
+        for method, trainings in methods.items():
+            if len(pairs[method]) > 1:
+                yield (
+                    file_name("steps", table.rows[0].record.task.name, method, number),
+                    _heat_map(f"{table.title} · {method}", trainings, table, known),
+                )
+
+
+def _heat_map(title: str, trainings: Trainings, table: Comparison, known: Known) -> Figure:
+    metric = table.ranked_by
+    first = [next(iter(own.values()))[0] for own in trainings.values()]
+    named = zip(first, differences(first, known), trainings.values(), strict=True)
+    rows = sorted(named, key=lambda row: (inner_steps(row[0])[0], len(row[1]), row[1]))
+    evaluated = sorted({column for own in trainings.values() for column in own})
+    figure, axes = new_figure(title, 3.4 + 0.95 * len(evaluated), 1.0 + 0.75 * len(rows))
+    scores = [[by_seed(own.get(column, ()), metric) for column in evaluated] for _, _, own in rows]
+    means = [[fmean(cell.values()) if cell else float("nan") for cell in row] for row in scores]
+    highest = max(1.0, *(mean for row in means for mean in row if mean == mean))
+    picture = axes.imshow(means, cmap="Greys", vmin=0, vmax=highest, aspect="auto", origin="lower")
+    for at, (_, _, own) in enumerate(rows):
+        for column, records in own.items():
+            place = evaluated.index(column)
+            mean, seeds = means[at][place], scores[at][place]
+            axes.text(
+                place, at, f"{mean:.3f}\n{_spread(seeds, records, metric)}",
+                ha="center", va="center", color="white" if mean >= highest / 2 else "black", fontsize=7.5,
+            )  # fmt: skip
+    axes.set_xticks(range(len(evaluated)), [str(k) for k in evaluated])
+    axes.set_yticks(range(len(rows)), [_lines(name) for _, name, _ in rows], fontsize=8)
+    axes.set_xlabel("K at evaluation")
+    axes.set_ylabel("K at training")
+    figure.colorbar(picture, ax=axes, label=table.title_of(metric))
+    marks = [
+        "A row is one training recipe, a cell the mean over its seeds and their range; of one seed, its score and the "
+        "95 % interval over contexts. A seed that was evaluated twice alike counts once."
+    ]
+    caption(figure, [record for own in trainings.values() for cell in own.values() for record in cell], marks)
+    return figure
+
+
+def _lines(name: str) -> str:
+    """One setting a line."""
+    return name.replace(", ", "\n")
+
+
+def _spread(seeds: dict[int | None, float], records: Sequence[RunRecord], metric: str) -> str:
+    if len(seeds) > 1:
+        return f"{len(seeds)} seeds\n{min(seeds.values()):.2f}–{max(seeds.values()):.2f}"
+    found = records[0].metrics[metric]
+    return "1 seed\n" + ("no interval" if found.low is None else f"[{found.low:.2f}, {found.high:.2f}]")
