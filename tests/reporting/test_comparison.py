@@ -107,7 +107,7 @@ def test_own_scores_that_nobody_has_are_no_traceback(tmp_path):
     own = TASK.model_copy(update={"name": "drop", "own_metric": "rouge", "contexts": 50, "queries": 100, "limit": None})
     write_run(tmp_path / "a", [False] * 100, own=[0.5] * 50 + [0.7] * 50, task=own, queries=2)
     record = write_run(tmp_path / "b", [True] * 100, "rmt", own=[0.4] * 50 + [0.5] * 50, task=own, queries=2)
-    empty = record.metrics["task_score"].model_copy(update={"value": None})
+    empty = record.metrics["task_score"].model_copy(update=dict.fromkeys(("value", "low", "high")))
     record = record.model_copy(update={"metrics": record.metrics | {"task_score": empty}})
     write_record(record, tmp_path / "b")
     for words in ([], ["--baseline=rmt"], ["--baseline=gradmem", "--format=markdown"], ["--format=latex"]):

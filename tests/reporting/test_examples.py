@@ -67,7 +67,7 @@ def test_examples_that_do_not_add_up_to_their_record_are_refused(tmp_path):
 def test_a_seed_whose_record_has_no_score_leaves_its_row_without_one(tmp_path):
     for seed in (0, 1):
         record = write_run(tmp_path / f"{seed}", answers(0.6, 50, seed), seed=seed)
-    empty = record.metrics["exact_match"].model_copy(update={"value": None})
+    empty = record.metrics["exact_match"].model_copy(update=dict.fromkeys(("value", "low", "high")))
     write_record(record.model_copy(update={"metrics": record.metrics | {"exact_match": empty}}), tmp_path / "1")
     write_run(tmp_path / "rmt", answers(0.5, 50, 3), "rmt")
     [table] = tables(tmp_path, baseline="rmt")
