@@ -28,7 +28,7 @@ QUIET = {"OMP_WAIT_POLICY": "PASSIVE", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "
 be asked for again at the next."""
 WEIGHED = {"OMP_WAIT_POLICY": "PASSIVE", "MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
 """Where memory is measured, every tensor has pages of its own, which go back with it: else the holes between tensors in
-the heap, a seventh of the whole after 30 steps, would count as memory that a step takes."""
+the heap, which grow with the steps, would count as memory that a step takes."""
 STYLES = {"naive": ("0.0", "o", "-"), "unrolled": ("0.55", "s", ":"), "recompute": ("0.35", "^", "--")}
 STYLES |= {"plain": STYLES["recompute"], "compiled": ("tab:blue", "D", "-.")}
 """Colour, marker and line of a variant, that differ in grey too."""

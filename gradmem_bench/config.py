@@ -201,6 +201,11 @@ class Budget(StrictModel):
     state_dtype: StateDtype = "float32"
     """Dtype in which the state's floating-point tensors are serialised, where it is narrower than their own."""
 
+    @property
+    def bound(self) -> "Budget":
+        """What a state may cost alone, however it is stored."""
+        return self.model_copy(update={"state_dtype": "float32"})
+
     def __str__(self) -> str:
         parts = [] if self.bytes is None else [format_bytes(self.bytes)]
         parts += [] if self.positions is None else [f"{self.positions} position{'s' * (self.positions > 1)}"]

@@ -67,7 +67,7 @@ def _list_runs(output: Path) -> None:
         score, training = record.metrics[ranked_by], record.training
         shown = "–" if score.value is None else f"{score.value:.3f}"
         interval = "" if score.low is None else f" [{score.low:.3f}, {score.high:.3f}]"
-        bound = (record.budget or Budget()).model_copy(update={"state_dtype": "float32"})
+        bound = (record.budget or Budget()).bound
         # One task in two settings is two: their scores do not belong below each other.
         settings = [
             f"{key} {record.task.settings.get(key)}"

@@ -61,7 +61,7 @@ def _what(records: Sequence[RunRecord]) -> str:
     limits = sorted({record.task.limit or 0 for record in records})
     limit = f", limit {' or '.join(f'{one:,}' if one else 'none' for one in limits)}" if any(limits) else ""
     bounds = {record.budget for record in records if record.method.role == "method" and record.budget is not None}
-    bounds = {bound.model_copy(update={"state_dtype": "float32"}) for bound in bounds} - {Budget()}
+    bounds = {bound.bound for bound in bounds} - {Budget()}
     sizes = sorted(bounds, key=lambda bound: (bound.bytes or 0, bound.positions or 0))
     bound = f"states of at most {' or '.join(map(str, sizes))}" if sizes else "no bound on the state"
     backbones = dict.fromkeys(record.backbone.name for record in records if not record.method.own_backbone)

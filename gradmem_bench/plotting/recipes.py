@@ -119,7 +119,7 @@ def _settings(record: RunRecord, known: Known, evaluations: bool) -> dict[str, s
         "state_dtype": record.footprint.state_dtype,
         "inner_steps": parameters.pop("inner_steps", None),
         **evaluated,
-        "budget": budget.model_copy(update={"state_dtype": "float32"}),
+        "budget": budget.bound,
         **parameters,
         **{_TRAINING + key: value for key, value in config.items()},
         _TRAINING + "trained_on_from": begun,
@@ -139,9 +139,7 @@ def _told(settings: Sequence[Mapping[str, str]], places: Sequence, training_plac
         here = training_places if name.startswith(_TRAINING) else places
         groups: dict[Hashable, set[str]] = {}
         for one, place in zip(settings, here, strict=True):
-            where = (
-                () if name in ("state dtype", "inner steps") else (place, *(one.get(other, "none") for other in told))
-            )
+            where = () if name in _EVERYWHERE else (place, *(one.get(other, "none") for other in told))
             groups.setdefault(where, set()).add(one.get(name, "none"))
         if any(len(values) > 1 for values in groups.values()):
             told.append(name)

@@ -66,7 +66,7 @@ def _distinctions(row: "Row", seed_first: bool) -> dict[str, str]:
     """
     record, training = row.record, row.record.training
     seed = {"seed": ", ".join(map(str, row.seeds)) or "none"}
-    bound = record.budget or Budget()
+    budget = record.budget or Budget()
     parameters = _settings(_TAKEN, record.method.name, record.method.parameters)
     return {
         **(seed if seed_first else {}),
@@ -77,7 +77,7 @@ def _distinctions(row: "Row", seed_first: bool) -> dict[str, str]:
         **_settings(_TAKEN | set(parameters), "training", {} if training is None else training.config),
         "from": ", ".join(dict.fromkeys(map(_begun, row.records))),
         # Of the floor and the ceiling; a method's rows stand under theirs.
-        "bound": str(Budget(bytes=bound.bytes, positions=bound.positions)),
+        "bound": str(budget.bound),
         "dtype": record.environment.dtype,
         "weights": record.backbone.weights_hash[:12],
         "class": record.method.implementation,

@@ -57,7 +57,7 @@ class Row:
         budget = self.record.budget
         if budget is None or self.role != "method":
             return Budget()
-        return Budget(bytes=budget.bytes, positions=budget.positions)
+        return budget.bound
 
     @property
     def state_dtype(self) -> StateDtype:
