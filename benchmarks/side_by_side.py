@@ -23,10 +23,10 @@ from matplotlib.ticker import LogFormatter, NullLocator
 from gradmem_bench.results import code_version
 
 Row = dict[str, Any]
-QUIET = {"OMP_WAIT_POLICY": "PASSIVE", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_MMAP_THRESHOLD_": str(1 << 40)}
-"""For all variants alike: who waits does not spin beside who runs, and freed memory is not given back at every step, to
-be asked for again at the next."""
-WEIGHED = {"OMP_WAIT_POLICY": "PASSIVE", "MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
+QUIET = {"MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_MMAP_THRESHOLD_": str(1 << 40)}
+"""For all variants alike: freed memory is not given back at every step, to be asked for again at the next. Threads wait
+as they do in a run: they spin for some milliseconds and sleep then, so that who waits does not run beside who works."""
+WEIGHED = {"MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
 """Where memory is measured, every tensor has pages of its own, which go back with it: else the holes between tensors in
 the heap, which grow with the steps, would count as memory that a step takes."""
 STYLES = {"naive": ("0.0", "o", "-"), "unrolled": ("0.55", "s", ":"), "recompute": ("0.35", "^", "--")}
