@@ -23,12 +23,9 @@ from matplotlib.ticker import LogFormatter, NullLocator
 from gradmem_bench.results import code_version
 
 Row = dict[str, Any]
-QUIET = {"MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_MMAP_THRESHOLD_": str(1 << 40)}
-"""For all variants alike: freed memory is not given back at every step, to be asked for again at the next. Threads wait
-as they do in a run: they spin for some milliseconds and sleep then, so that who waits does not run beside who works."""
 WEIGHED = {"MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
 """Where memory is measured, every tensor has pages of its own, which go back with it: else the holes between tensors in
-the heap, which grow with the steps, would count as memory that a step takes."""
+the heap, which grow with the steps, would count as memory that a step takes. Times are those of a run as it is."""
 STYLES = {"naive": ("0.0", "o", "-"), "unrolled": ("0.55", "s", ":"), "recompute": ("0.35", "^", "--")}
 STYLES |= {"plain": STYLES["recompute"], "compiled": ("tab:blue", "D", "-.")}
 """Colour, marker and line of a variant, that differ in grey too."""
@@ -119,7 +116,7 @@ def take_turns(
     """
     flags = _flags(vars(arguments) | instead)
     command = [sys.executable, script, *flags]
-    workers = {variant: _worker([*command, "--variant", variant], QUIET) for variant in variants}
+    workers = {variant: _worker([*command, "--variant", variant], {}) for variant in variants}
     answers: dict[str, list[Row]] = {variant: [] for variant in variants}
     for _ in range(1 + arguments.repeats):
         for variant, worker in workers.items():
