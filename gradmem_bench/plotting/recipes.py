@@ -2,9 +2,8 @@
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from statistics import fmean
-from typing import Any
 
-from gradmem_bench.config import Budget
+from gradmem_bench.reporting.labels import settings_of, short_names
 from gradmem_bench.reporting.rows import recipe
 from gradmem_bench.results import RunRecord
 
@@ -12,9 +11,8 @@ Known = Mapping[str, RunRecord]
 """Records by the folder they are kept in (see `gradmem_bench.reporting.rows.place`)."""
 
 
-_TRAINING = "training: "
-_EVERYWHERE = ("state dtype", "inner steps")
-_LAST = (f"{_TRAINING}trained on from", "tuned trials")
+_TRAINING = "training."
+_LAST = (f"{_TRAINING}from", f"{_TRAINING}tuned_trials")
 
 
 def inner_steps(record: RunRecord) -> tuple[int, int] | None:
@@ -82,8 +80,8 @@ def differences(records: Sequence[RunRecord], known: Known) -> list[str]:
     """Of each training of one method its inner steps, then every setting in which not all of them are alike."""
     found = [_settings(record, known, evaluations=False) for record in records]
     every = dict.fromkeys(name for one in found for name in one)
-    varying = [name for name in every if name != "inner steps" and len({one.get(name) for one in found}) > 1]
-    steps = [one["inner steps"] for one in found]
+    varying = [name for name in every if name != _steps_name(records[0]) and len({one.get(name) for one in found}) > 1]
+    steps = [str(inner_steps(record)[0]) for record in records]
     texts = [_text(one, [name for name in varying if name not in _LAST]) for one in found]
     pairs = list(zip(steps, texts, strict=True))
     # What goes with every K, or is no setting at all, is told only where nothing else tells.
@@ -99,60 +97,46 @@ def _evaluated_at(record: RunRecord, steps: int | None) -> RunRecord:
     return record.model_copy(update={"method": record.method.model_copy(update={"parameters": parameters})})
 
 
+def _steps_name(record: RunRecord) -> str:
+    return f"{record.method.name}.inner_steps"
+
+
 def _settings(record: RunRecord, known: Known, evaluations: bool) -> dict[str, str]:
-    """All that `recipe` is made of, by the name that a person knows it by, in the order in which it is told."""
-    budget, training = record.budget or Budget(), record.training
-    parameters = {key: value for key, value in record.method.parameters.items() if key != "evaluation_inner_steps"}
+    """What tells trainings and evaluations apart, in the order in which it is told."""
     steps = inner_steps(record)
-    evaluated = {}
-    if evaluations and steps is not None and steps[0] != steps[1]:
-        evaluated = {"evaluation_inner_steps": steps[1]}
-    config = {} if training is None else dict(training.config)
-    trials = {"tuned_trials": config.pop("tuned_trials", None)}
-    begun = training and training.initial_checkpoint
+    evaluated = steps[1] if evaluations and steps is not None and steps[0] != steps[1] else None
+    told = settings_of(_evaluated_at(record, evaluated))
+    begun = record.training and record.training.initial_checkpoint
     folder = begun and begun.partition("/")[0]
     if folder in known:
         # Every seed has a checkpoint of its own; what they share is the recipe.
         others = {name: other for name, other in known.items() if name != folder}
-        begun = recipe(known[folder], others)[:8]
-    values: dict[str, Any] = {
-        "state_dtype": record.footprint.state_dtype,
-        "inner_steps": parameters.pop("inner_steps", None),
-        **evaluated,
-        "budget": budget.bound,
-        **parameters,
-        **{_TRAINING + key: value for key, value in config.items()},
-        _TRAINING + "trained_on_from": begun,
-        "precision": record.environment.dtype,
-        "version": record.code.version,
-        "implementation": record.method.implementation,
-        "package": record.method.package,
-        "source": record.method.source_hash,
-        **trials,
-    }
-    return {key.replace("_", " "): _value(value) for key, value in values.items()}
+        told[f"{_TRAINING}from"] = recipe(known[folder], others)[:8]
+    first = ("state_dtype", _steps_name(record), f"{record.method.name}.evaluation_inner_steps")
+    order = dict.fromkeys([*(name for name in first if name in told), *told])
+    return {name: told[name] for name in (*(one for one in order if one not in _LAST), *_LAST) if name in told}
 
 
 def _told(settings: Sequence[Mapping[str, str]], places: Sequence, training_places: Sequence) -> list[str]:
     told: list[str] = []
     for name in dict.fromkeys(name for one in settings for name in one):
         here = training_places if name.startswith(_TRAINING) else places
+        everywhere = name == "state_dtype" or name.endswith(".inner_steps")
         groups: dict[Hashable, set[str]] = {}
         for one, place in zip(settings, here, strict=True):
-            where = () if name in _EVERYWHERE else (place, *(one.get(other, "none") for other in told))
+            where = () if everywhere else (place, *(one.get(other, "none") for other in told))
             groups.setdefault(where, set()).add(one.get(name, "none"))
         if any(len(values) > 1 for values in groups.values()):
             told.append(name)
     return told
 
 
-def _text(settings: Mapping[str, str], names: Iterable[str]) -> str:
+def _text(settings: Mapping[str, str], names: Sequence[str]) -> str:
     """What is not set is not told."""
-    shown = ((name.removeprefix(_TRAINING), settings.get(name, "none")) for name in names)
-    return ", ".join(value if name == "state dtype" else f"{name} {value}" for name, value in shown if value != "none")
-
-
-def _value(value: Any) -> str:
-    if value is None or value in ("", [], ()):
-        return "none"
-    return f"{value:g}" if isinstance(value, float) else str(value).replace("_", " ")
+    short = short_names(names)
+    shown = ((short[name], settings.get(name, "none")) for name in names)
+    return ", ".join(
+        value if name == "state_dtype" else f"{name} {value}"
+        for name, value in shown
+        if value not in ("none", "[]", "scratch")
+    )

@@ -1,6 +1,7 @@
-"""What a row is called: its method, and as little as tells it from the method's other rows."""
+"""What a run is called: its method, and as little as tells it from the method's other runs."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gradmem_bench.config import Budget
@@ -8,10 +9,6 @@ from gradmem_bench.config import Budget
 if TYPE_CHECKING:
     from gradmem_bench.reporting.rows import Row
     from gradmem_bench.results import RunRecord
-
-_TAKEN = {"backbone", "state_dtype", "steps", "from", "bound", "dtype", "weights", "class", "package", "source"}
-_TAKEN |= {"gradmem-bench", "seed", "run"}
-"""What is told beside settings: a setting of such a name is told with its section."""
 
 
 def labels(rows: "Sequence[Row]", seed_first: bool) -> list[str]:
@@ -23,8 +20,9 @@ def labels(rows: "Sequence[Row]", seed_first: bool) -> list[str]:
     for row in rows:
         same = [other for other in rows if (_name(other), other.bound) == (_name(row), row.bound)]
         told = [_distinctions(other, seed_first) for other in same]
+        names = dict.fromkeys(name for values in told for name in values)
         mine, parts = _distinctions(row, seed_first), []
-        for name in dict.fromkeys(name for values in told for name in values):
+        for name in names:
             alike = [values for values in told if all(_of(values, part) == _of(mine, part) for part in parts)]
             if len({_of(values, name) for values in alike}) > 1 or (
                 name == "seed" and seed_first and len({_of(values, name) for values in told}) > 1
@@ -32,9 +30,35 @@ def labels(rows: "Sequence[Row]", seed_first: bool) -> list[str]:
                 parts.append(name)
         # Seed last, as in "gradmem (inner_steps 5, seed 1)".
         parts.sort(key=lambda name: name == "seed")
-        texts = [mine[name] if name == "run" else f"{name} {_of(mine, name)}" for name in parts]
+        short = short_names(names)
+        texts = [mine[name] if name == "run" else f"{short[name]} {_of(mine, name)}" for name in parts]
         found.append(f"{_name(row)} ({', '.join(texts)})" if texts else _name(row))
     return found
+
+
+def settings_of(record: "RunRecord") -> dict[str, str]:
+    """All that `rows.recipe` counts, in the order in which it is told; parameters and training's with their section."""
+    training = record.training
+    return {
+        "state_dtype": record.footprint.state_dtype,
+        **{f"{record.method.name}.{key}": setting_text(value) for key, value in record.method.parameters.items()},
+        **{f"training.{key}": setting_text(value) for key, value in (training.config if training else {}).items()},
+        "training.from": _begun(record),
+        # Of the floor and the ceiling; a method's rows stand under theirs.
+        "bound": str((record.budget or Budget()).bound),
+        "dtype": record.environment.dtype,
+        "class": record.method.implementation,
+        "package": setting_text(record.method.package),
+        "source": (record.method.source_hash or "none")[:12],
+        "gradmem-bench": record.code.version,
+    }
+
+
+def short_names(names: Iterable[str]) -> dict[str, str]:
+    """The names of settings without their section, as `--set` takes them; with it where two would read the same."""
+    names = list(names)
+    count = Counter(name.rpartition(".")[2] for name in names)
+    return {name: short if count[short := name.rpartition(".")[2]] == 1 else name for name in names}
 
 
 def setting_text(value: Any) -> str:
@@ -47,7 +71,7 @@ def setting_text(value: Any) -> str:
         return f"{{{', '.join(f'{key}: {setting_text(one)}' for key, one in value.items())}}}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(setting_text, value))}]"
-    return str(value)
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 def _name(row: "Row") -> str:
@@ -64,34 +88,18 @@ def _distinctions(row: "Row", seed_first: bool) -> dict[str, str]:
 
     All that `rows.recipe` counts is among it, so that only runs of one recipe are named by their run id.
     """
-    record, training = row.record, row.record.training
+    record = row.record
     seed = {"seed": ", ".join(map(str, row.seeds)) or "none"}
-    budget = record.budget or Budget()
-    parameters = _settings(_TAKEN, record.method.name, record.method.parameters)
     return {
         **(seed if seed_first else {}),
         "backbone": record.backbone.name,
-        "state_dtype": row.state_dtype,
-        **parameters,
-        "steps": "0" if training is None else str(training.steps),
-        **_settings(_TAKEN | set(parameters), "training", {} if training is None else training.config),
-        "from": ", ".join(dict.fromkeys(map(_begun, row.records))),
-        # Of the floor and the ceiling; a method's rows stand under theirs.
-        "bound": str(budget.bound),
-        "dtype": record.environment.dtype,
+        **settings_of(record),
+        "steps": "0" if record.training is None else str(record.training.steps),
+        "training.from": ", ".join(dict.fromkeys(map(_begun, row.records))),
         "weights": record.backbone.weights_hash[:12],
-        "class": record.method.implementation,
-        "package": setting_text(record.method.package),
-        "source": (record.method.source_hash or "none")[:12],
-        "gradmem-bench": record.code.version,
         **seed,
         "run": record.run_id,
     }
-
-
-def _settings(taken: set[str], section: str, values: Mapping[str, Any]) -> dict[str, str]:
-    """Settings by the names that `--set` takes: with their section only where the name is taken."""
-    return {f"{section}.{key}" if key in taken else key: setting_text(value) for key, value in values.items()}
 
 
 def _begun(record: "RunRecord") -> str:

@@ -93,7 +93,7 @@ def test_of_more_entries_than_fit_those_evaluated_as_trained_are_drawn_and_the_r
             folder = tmp_path / f"{steps}-{evaluated}"
             write_gradmem(folder, 20 + 9 * steps, inner_steps=steps, evaluation_inner_steps=evaluated)
     axes = drawn("bytes", tmp_path)
-    assert set(containers(axes)) == {f"gradmem (inner steps {steps})" for steps in (1, 2, 3)}
+    assert set(containers(axes)) == {f"gradmem (inner_steps {steps})" for steps in (1, 2, 3)}
     assert all(len(points) == 1 for points, _ in containers(axes).values())
     assert "9 rows evaluated at another K than they were trained with" in caption_of(axes)
 

@@ -33,7 +33,7 @@ def test_seeds_of_a_recipe_have_one_look_and_one_name_and_evaluations_of_a_train
         write_gradmem(tmp_path / f"{seed}-again", 33, seed, evaluation_inner_steps=5)
         write_history(tmp_path / f"{seed}-again", [0.1 * seed, 0.9])
     axes = drawn("training", tmp_path)
-    assert names(axes.get_figure()) == ["gradmem · 3 seeds", "gradmem (queries per context 1) · 3 seeds"]
+    assert names(axes.get_figure()) == ["gradmem · 3 seeds", "gradmem (queries_per_context 1) · 3 seeds"]
     looks = {}
     for line in axes.lines:
         looks.setdefault(float(line.get_ydata()[-1]), set()).add((to_hex(line.get_color()), line.get_marker()))

@@ -45,12 +45,12 @@ def test_a_cell_holds_one_recipe_and_each_of_its_seeds_once(tmp_path):
     axes = drawn("steps", tmp_path)
     found = cells(axes)
     assert {where: text.split("\n")[:2] for where, text in found.items()} == {
-        ("1\ninner learning rate 4", "1"): ["0.500", "1 seed"],
-        ("2\ninner learning rate 1", "2"): ["0.800", "3 seeds"],
-        ("2\ninner learning rate 1", "5"): ["0.950", "2 seeds"],
-        ("2\ninner learning rate 1\nqueries per context 1", "2"): ["0.100", "2 seeds"],
+        ("1\ninner_learning_rate 4", "1"): ["0.500", "1 seed"],
+        ("2\ninner_learning_rate 1", "2"): ["0.800", "3 seeds"],
+        ("2\ninner_learning_rate 1", "5"): ["0.950", "2 seeds"],
+        ("2\ninner_learning_rate 1\nqueries_per_context 1", "2"): ["0.100", "2 seeds"],
     }
-    assert found["2\ninner learning rate 1", "2"].endswith("\n0.70–0.90")
+    assert found["2\ninner_learning_rate 1", "2"].endswith("\n0.70–0.90")
     assert "A seed that was evaluated twice alike counts once" in caption_of(axes)
 
 
@@ -71,7 +71,7 @@ def test_the_map_of_the_published_writing_runs_has_their_published_means():
     found = cells(drawn("steps", WRITING))
     # Beside them, one query a context and a learned inner learning rate.
     assert len(found) == 23
-    apart = ("queries per context", "learned inner learning rate")
+    apart = ("queries_per_context", "learned_inner_learning_rate")
     alike = {where: text for where, text in found.items() if not any(one in where[0] for one in apart)}
     shown = {(row.split("\n")[0], column): text for (row, column), text in alike.items()}
     assert {where: float(text.split("\n")[0]) for where, text in shown.items()} == pytest.approx(published, abs=0.0055)

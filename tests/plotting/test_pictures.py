@@ -125,6 +125,6 @@ def test_lines_over_pairs_are_of_one_training_recipe_and_a_seed_counts_once(tmp_
         write_gradmem(tmp_path / f"{pairs}-asked", right, 0, task=task, evaluation_inner_steps=1)
         write_gradmem(tmp_path / f"{pairs}-one", 6, 0, {"queries_per_context": 1}, task=task)
     axes = drawn("pairs", tmp_path)
-    assert set(containers(axes)) == {"gradmem", "gradmem (queries per context 1)"}
+    assert set(containers(axes)) == {"gradmem", "gradmem (queries_per_context 1)"}
     means = sorted(list(map(float, line.get_ydata())) for line in axes.lines if line.get_linestyle() != "None")
     assert means == [[pytest.approx(0.1)] * 2, [pytest.approx(0.8), pytest.approx(0.6)]]
