@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, NullLocator
+from matplotlib.ticker import LogLocator, NullLocator
 
 from gradmem_bench.results import code_version
 
@@ -196,7 +196,7 @@ def cells(figures: Row) -> list[str]:
 
 def machine(device: str, threads: int) -> Row:
     """What the figures were measured on."""
-    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name() if device == "cuda" else _processor()
     return {
         "device": name,
         "cores": os.cpu_count(),
@@ -204,6 +204,12 @@ def machine(device: str, threads: int) -> Row:
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.machine())
 
 
 def publish(name: str, arguments: argparse.Namespace, rows: list[Row], figure: Figure | None, **what: Any) -> Path:
@@ -245,8 +251,9 @@ def drawn(rows: list[Row], across: str, label: str, panels: str | None) -> Figur
             axis.set_xticks(sorted({one[across] for one in here}))
             axis.xaxis.set_major_formatter("{x:g}")
             axis.xaxis.set_minor_locator(NullLocator())
-            axis.yaxis.set_major_formatter(LogFormatter())
-            axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+            axis.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_formatter("{x:g}")
             axis.grid(alpha=0.3)
         axes[1, column].set_xlabel(label)
         if panels:
