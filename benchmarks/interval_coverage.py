@@ -86,7 +86,7 @@ def one_method(design: Design, generator: Generator) -> dict[str, float]:
     else:
         chances = np.full(len(clusters), design.score)
     right = (generator.random(len(clusters)) < chances).astype(float)
-    found = estimate(right, clusters.tolist(), proportion=True)
+    found = estimate(right, clusters.tolist(), "proportion")
     low, high = wilson(int(right.sum()), len(right))
     figures = {
         "coverage": found.low is not None and found.low <= design.score <= found.high,
@@ -131,7 +131,7 @@ def skewed(design: Design, generator: Generator) -> dict[str, float]:
     clusters = design.clusters(generator)
     normal = 0.7 * generator.normal(size=design.contexts)[clusters] + generator.normal(size=len(clusters)) - 1
     values, truth = np.exp(normal), np.exp(-1 + (0.7**2 + 1) / 2)
-    found = estimate(values, clusters.tolist(), proportion=False)
+    found = estimate(values, clusters.tolist(), "amount")
     low, high = bootstrap(values, clusters, generator)
     return {"coverage": found.low <= truth <= found.high, "coverage_bootstrap": low <= truth <= high}
 
@@ -150,8 +150,8 @@ def two_methods(design: Design, generator: Generator) -> dict[str, float]:
 def several_seeds(design: Design, generator: Generator) -> dict[str, float]:
     first, second, clusters = answers(design, generator)
     names = clusters.tolist()
-    one, both = estimate(first, names, proportion=True), compared(first, second, names, proportion=True)
-    given = estimate(first.mean(axis=0) - second.mean(axis=0), names, proportion=False)
+    one, both = estimate(first, names, "proportion"), compared(first, second, names, proportion=True)
+    given = estimate(first.mean(axis=0) - second.mean(axis=0), names, "mean")
     return {
         "coverage": one.low <= design.score <= one.high,
         "coverage_difference": both.low <= design.difference <= both.high,

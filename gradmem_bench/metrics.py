@@ -9,7 +9,8 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+
+from gradmem_bench.statistics.estimates import Kind
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -20,8 +21,7 @@ class Metric:
     """What a name in a table means."""
 
     version: int
-    kind: Literal["proportion", "mean"]
-    """`proportion`: each value lies between 0 and 1; `mean`: any number."""
+    kind: Kind
     unit: str
     meaning: str
     higher_is_better: bool = True
@@ -39,11 +39,15 @@ METRICS: dict[str, Metric] = {
         1, "proportion", "share of tokens", "Tokens of the first target that are the likeliest after those before it."
     ),
     "target_bits_per_token": Metric(
-        1, "mean", "bits/token", "Negative log2-likelihood of the first target.", higher_is_better=False
+        1, "amount", "bits/token", "Negative log2-likelihood of the first target.", higher_is_better=False
     ),
     "task_score": Metric(1, "mean", "as the task says", "The task's own metric of the answer, or of what was chosen."),
     "reconstruction_nats_per_token": Metric(
-        1, "mean", "nats/token", "Negative log-likelihood of the context, given its own state.", higher_is_better=False
+        1,
+        "amount",
+        "nats/token",
+        "Negative log-likelihood of the context, given its own state.",
+        higher_is_better=False,
     ),
 }
 """Every metric by the name it has in records, tables and example rows."""

@@ -91,7 +91,7 @@ ENVIRONMENT = Environment(
 def metric(name: str, values: list[float]) -> MetricResult:
     """The result of one metric over QUERIES values, its interval computed and not made up."""
     contexts = [f"test-{index // PAIRS}" for index in range(QUERIES)]
-    interval = estimate(values, contexts, METRICS[name].kind == "proportion")
+    interval = estimate(values, contexts, METRICS[name].kind)
     return MetricResult(**interval.model_dump(), version=METRICS[name].version)
 
 

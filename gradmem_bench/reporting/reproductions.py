@@ -55,7 +55,7 @@ class Line:
             return next(((one.metrics[metric].low, one.metrics[metric].high) for one in records), None)
         folders = {record.run_id: path.parent for path, record in self.records.values()}
         examples = Examples(lambda record: read_examples(folders[record.run_id]))
-        found = estimate(*examples.scores(records, metric), METRICS[metric].kind == "proportion")
+        found = estimate(*examples.scores(records, metric), METRICS[metric].kind)
         return found.low, found.high
 
     @property

@@ -207,7 +207,7 @@ def _metrics(records: Sequence[RunRecord], examples: Examples) -> dict[str, Metr
     results, apart = {}, "A table with --each-seed and without --baseline needs none."
     for name, metric in METRICS.items():
         if all(name in record.metrics for record in records):
-            found = estimate(*examples.scores(records, name, apart), metric.kind == "proportion")
+            found = estimate(*examples.scores(records, name, apart), metric.kind)
             result = MetricResult(**found.model_dump(), version=records[0].metrics[name].version)
             lacking = [record.training.seed for record in records if record.metrics[name].value is None]
             results[name] = _without_value(result, f"the record of seed {lacking[0]} has none") if lacking else result

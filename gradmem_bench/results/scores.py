@@ -19,7 +19,7 @@ def metric_results(rows: Sequence[ExampleRow]) -> dict[str, MetricResult]:
         if not counted:
             continue
         values = [float(getattr(row, name)) for row in counted]
-        result = estimate(values, [row.context_id for row in counted], metric.kind == "proportion")
+        result = estimate(values, [row.context_id for row in counted], metric.kind)
         results[name] = MetricResult(**result.model_dump(), version=metric.version)
     return results
 

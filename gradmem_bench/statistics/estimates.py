@@ -1,8 +1,8 @@
 """A mean with its interval."""
 
 from collections.abc import Hashable, Sequence
-from math import sqrt
-from typing import TYPE_CHECKING
+from math import exp, sqrt
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 ROUNDING = 1e-12
 """A standard error below this share of the scores is zero but for rounding."""
+Kind = Literal["proportion", "amount", "mean"]
+"""What is averaged: numbers from 0 to 1, numbers that are not below 0, or any."""
+_METHODS: dict[Kind, str] = {"proportion": "wilson", "amount": "t of the logarithm", "mean": "t"}
 
 
 class Estimate(StrictModel):
@@ -46,19 +49,20 @@ def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
 
 
 def estimate(
-    values: "Sequence[float] | ndarray", clusters: Sequence[Hashable], proportion: bool, level: float = 0.95
+    values: "Sequence[float] | ndarray", clusters: Sequence[Hashable], kind: Kind, level: float = 0.95
 ) -> Estimate:
     """The mean of `values` with a `level` interval, for other contexts and, where there are several, other seeds.
 
     Wilson's interval for ones and zeros with one value a cluster. Any other proportion gets Wilson's interval at the
     effective sample size, p (1 - p) / variance, with Student's t in the normal quantile's place (Korn and Graubard,
     "Confidence intervals for proportions with small expected number of positive counts estimated from survey data",
-    Survey Methodology 24, 1998); all other means get t times the standard error. The variance is that of
-    `variance.spread`. A proportion that is 0 or 1 throughout gets Wilson's interval with n = number of clusters, which
-    is as wide as the clusters could be uniform within.
+    Survey Methodology 24, 1998). An amount gets t times the standard error on the scale of its logarithm, since amounts
+    are as a rule far from symmetric; any other mean on its own scale. The variance is that of `variance.spread`. A
+    proportion that is 0 or 1 throughout gets Wilson's interval with n = number of clusters, which is as wide as the
+    clusters could be uniform within.
 
     Args:
-        values: (n,), or (S, n) with a row for each seed; 0 to 1 each when `proportion`.
+        values: (n,), or (S, n) with a row for each seed; of a proportion, 0 to 1 each.
         clusters: (n,), what each value belongs to: its context's id.
     """
     import numpy as np
@@ -67,6 +71,7 @@ def estimate(
     seeds, n = scores.shape
     if len(clusters) != n:
         raise ValueError(f"{n} values but {len(clusters)} clusters")
+    proportion = kind == "proportion"
     if proportion and not ((scores >= 0) & (scores <= 1)).all():
         raise ValueError("a proportion is made of numbers from 0 to 1")
     k = len(set(clusters))
@@ -94,23 +99,24 @@ def estimate(
     elif constant:
         return without_interval(value, "all values are equal")
     else:
-        low, high = _interval(scores, members_of(clusters), value, proportion, level)
-        method = f"{'wilson' if proportion else 't'}, clustered by {unit}"
+        low, high = _interval(scores, members_of(clusters), value, kind, level)
+        method = f"{_METHODS[kind]}, clustered by {unit}"
         if low == high:
             return without_interval(value, f"every {unit} has the same mean")
     return Estimate(value=value, low=low, high=high, n=n, clusters=k, method=method)
 
 
-def _interval(
-    scores: "ndarray", members: "ndarray", value: float, proportion: bool, level: float
-) -> tuple[float, float]:
+def _interval(scores: "ndarray", members: "ndarray", value: float, kind: Kind, level: float) -> tuple[float, float]:
     """The bounds around `value`; both are `value` where no variance was seen."""
     found = spread([arm(scores, members)])
     if sqrt(found.variance) <= ROUNDING * max(1.0, abs(value)):
         return value, value
     t = found.cautious_t(level)
-    if not proportion:
-        half = t * sqrt(found.variance)
+    half = t * sqrt(found.variance)
+    if kind == "amount" and value > 0:
+        factor = exp(half / value)
+        return value / factor, value * factor
+    if kind != "proportion":
         return value - half, value + half
     size = value * (1 - value) / found.variance
     centre = (value + t * t / (2 * size)) / (1 + t * t / size)

@@ -68,7 +68,7 @@ def test_the_seeds_of_a_method_are_one_row_that_leads_to_each_record(filled, tmp
     assert [one["score"] for one in row["seeds"]] == [record.metrics["exact_match"].value for record in seeds.values()]
     # The interval is that of compare: over seeds and contexts.
     scores = [[float(one.exact_match) for one in rows_of(right)] for right in (45, 48)]
-    over = estimate(scores, [one.context_id for one in rows_of(45)], proportion=True)
+    over = estimate(scores, [one.context_id for one in rows_of(45)], "proportion")
     assert (row["low"], row["high"]) == (over.low, over.high)
     (fold,) = (row[0] for row in Page(path).rows if "Seed 1" in row[0])
     assert "Seed 0: 0.750 [" in fold and "Seed 1: 0.800 [" in fold

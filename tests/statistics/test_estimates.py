@@ -20,7 +20,7 @@ def test_wilson_is_the_textbook_formula():
 
 
 def test_one_query_a_context_gives_wilson():
-    result = estimate([1, 0, 1, 1, 0, 1, 1, 1, 0, 1], range(10), proportion=True)
+    result = estimate([1, 0, 1, 1, 0, 1, 1, 1, 0, 1], range(10), "proportion")
     assert (result.value, result.n, result.clusters, result.method) == (0.7, 10, 10, "wilson")
     assert (result.low, result.high) == pytest.approx(wilson(7, 10))
 
@@ -52,7 +52,7 @@ def unequal_contexts(contexts, seed=0):
 
 def test_queries_of_a_context_count_as_much_as_their_contexts_allow():
     values, clusters = unequal_contexts(60)
-    result = estimate(values, clusters, proportion=True)
+    result = estimate(values, clusters, "proportion")
     p = np.mean(values)
     assert (result.value, result.n, result.clusters) == (pytest.approx(p), len(values), 60)
     assert result.method == "wilson, clustered by context"
@@ -67,20 +67,20 @@ def test_queries_of_a_context_count_as_much_as_their_contexts_allow():
 def test_any_other_mean_gets_students_t():
     values, clusters = unequal_contexts(60)
     logs = [math.exp(3 * value) + index % 7 for index, value in enumerate(values)]
-    result = estimate(logs, clusters, proportion=False)
+    result = estimate(logs, clusters, "mean")
     assert result.method == "t, clustered by context"
     assert result.high - result.value == pytest.approx(result.value - result.low)
     half = result.high - result.value
     assert 1.98 < half / math.sqrt(plain_jackknife(logs, clusters)) < 2.1
     # With one value a context it is the t interval of the textbook, but for the degrees of freedom.
-    single = estimate(logs, range(len(logs)), proportion=False)
+    single = estimate(logs, range(len(logs)), "mean")
     assert single.high - single.value == pytest.approx(1.97 * np.std(logs, ddof=1) / math.sqrt(len(logs)), rel=0.01)
 
 
 def test_a_variance_that_hangs_on_few_contexts_is_known_to_be_unknown():
     contexts = [index // 4 for index in range(400)]
     few = [1.0] * 392 + [0.0] * 8
-    result = estimate(few, contexts, proportion=False)
+    result = estimate(few, contexts, "mean")
     # Two contexts of a hundred hold all that is wrong: t has about four degrees of freedom, and a quantile of 2.78.
     half = (result.high - result.low) / 2
     assert half / math.sqrt(plain_jackknife(few, contexts)) == pytest.approx(2.78, abs=0.1)
@@ -90,7 +90,7 @@ def test_few_seeds_that_agree_are_not_taken_for_many():
     generator = np.random.default_rng(6)
     contexts = generator.normal(size=80)
     scores = contexts + np.array([[-0.03], [0.03]]) + 0.1 * generator.normal(size=(2, 80))
-    result = estimate(scores, range(80), proportion=False)
+    result = estimate(scores, range(80), "mean")
     by_context = scores.mean(axis=0)
     rest = scores - scores.mean(axis=1, keepdims=True) - by_context + scores.mean()
     of_seeds = scores.mean(axis=1).var(ddof=1) / 2
@@ -111,7 +111,7 @@ def coverage(trials, contexts, queries, seeds=1, seed_spread=0.0):
     for _ in range(trials):
         shared = generator.normal(size=contexts)[clusters] + seed_spread * generator.normal(size=(seeds, 1))
         values = shared + 0.5 * generator.normal(size=(seeds, len(clusters)))
-        result = estimate(values, clusters.tolist(), proportion=False)
+        result = estimate(values, clusters.tolist(), "mean")
         held += result.low <= 0 <= result.high
         naive += abs(values.mean()) <= 1.96 * values.std() / math.sqrt(values.size)
     return held / trials, naive / trials
@@ -146,7 +146,7 @@ def test_seeds_and_contexts_are_the_two_ways_of_an_analysis_of_variance():
     columns = seeds * ((by_context - scores.mean()) ** 2).sum() / (contexts - 1)
     error = (rest**2).sum() / ((seeds - 1) * (contexts - 1))
     variance = (rows + columns - error) / (seeds * contexts)
-    result = estimate(scores, range(contexts), proportion=False)
+    result = estimate(scores, range(contexts), "mean")
     assert result.method == "t, clustered by context and seed"
     # The variance is the seeds' but for little, and they have 3 degrees of freedom: t is 3.18 for 3, 2.78 for 4.
     assert 2.9 < (result.high - result.low) / 2 / math.sqrt(variance) < 3.2
@@ -154,50 +154,63 @@ def test_seeds_and_contexts_are_the_two_ways_of_an_analysis_of_variance():
 
 def test_seeds_that_agree_add_no_doubt():
     values, clusters = unequal_contexts(30)
-    alike = estimate([values] * 3, clusters, proportion=True)
-    single = estimate(values, clusters, proportion=True)
+    alike = estimate([values] * 3, clusters, "proportion")
+    single = estimate(values, clusters, "proportion")
     assert (alike.low, alike.high) == pytest.approx((single.low, single.high))
 
 
 def test_large_values_lose_nothing_to_rounding():
     values = np.random.default_rng(0).normal(size=300)
     clusters = [index // 3 for index in range(300)]
-    result, shifted = (estimate(values + shift, clusters, proportion=False) for shift in (0, 1e6))
+    result, shifted = (estimate(values + shift, clusters, "mean") for shift in (0, 1e6))
     assert (shifted.low - 1e6, shifted.high - 1e6) == pytest.approx((result.low, result.high), abs=1e-8)
 
 
 def test_an_interval_of_a_proportion_stays_within_0_and_1():
     values = [1.0] * 119 + [0.5]
-    result = estimate(values, [index // 6 for index in range(120)], proportion=True)
+    result = estimate(values, [index // 6 for index in range(120)], "proportion")
     assert 0.9 < result.low < result.value < result.high <= 1
 
 
 @pytest.mark.parametrize("level", [0.0, 1.0])
 def test_a_constant_proportion_is_as_uncertain_as_its_contexts_are_few(level):
-    result = estimate([level] * 20, [index // 4 for index in range(20)], proportion=True)
+    result = estimate([level] * 20, [index // 4 for index in range(20)], "proportion")
     assert (result.value, result.low, result.high) == (level, *wilson(int(level * 5), 5))
     assert result.high - result.low > 0.4
 
 
 @pytest.mark.parametrize(
-    ("values", "clusters", "proportion", "value", "reason"),
+    ("values", "clusters", "kind", "value", "reason"),
     [
-        ([], [], True, None, "there are no values"),
-        ([1, 0, 1], ["a", "a", "a"], True, pytest.approx(2 / 3), "all values belong to one context"),
-        ([1], ["a"], True, 1.0, "all values belong to one context"),
-        ([0.1] * 3, ["a", "b", "c"], False, 0.1, "all values are equal"),
-        ([0.1, 0.7] * 3, [0, 0, 1, 1, 2, 2], False, pytest.approx(0.4), "every context has the same mean"),
-        ([0.3] * 3, ["a", "b", "c"], True, 0.3, "all values are equal"),
-        ([0.5, float("nan"), float("inf")], ["a", "b", "c"], False, None, "2 of 3 values are not finite"),
+        ([], [], "proportion", None, "there are no values"),
+        ([1, 0, 1], ["a", "a", "a"], "proportion", pytest.approx(2 / 3), "all values belong to one context"),
+        ([1], ["a"], "proportion", 1.0, "all values belong to one context"),
+        ([0.1] * 3, ["a", "b", "c"], "mean", 0.1, "all values are equal"),
+        ([0.1, 0.7] * 3, [0, 0, 1, 1, 2, 2], "mean", pytest.approx(0.4), "every context has the same mean"),
+        ([0.3] * 3, ["a", "b", "c"], "proportion", 0.3, "all values are equal"),
+        ([0.5, float("nan"), float("inf")], ["a", "b", "c"], "mean", None, "2 of 3 values are not finite"),
     ],
 )
-def test_no_interval_is_said_with_its_reason_and_never_zero_or_nan(values, clusters, proportion, value, reason):
-    result = estimate(values, clusters, proportion)
+def test_no_interval_is_said_with_its_reason_and_never_zero_or_nan(values, clusters, kind, value, reason):
+    result = estimate(values, clusters, kind)
     assert (result.value, result.low, result.high, result.reason) == (value, None, None, reason)
     text = result.model_dump_json()
     assert Estimate.model_validate(json.loads(text, parse_constant=pytest.fail)) == result
 
 
+def test_an_amount_has_its_interval_on_the_scale_of_its_logarithm_and_never_below_zero():
+    bits = [0.01, 0.02, 0.01, 0.05, 0.02, 3.0]
+    plain, amount = estimate(bits, range(6), "mean"), estimate(bits, range(6), "amount")
+    assert plain.low < 0 < amount.low < amount.value < plain.high < amount.high
+    # A share of the value down is the same share up; for small ones the two are one interval.
+    assert math.log(amount.high / amount.value) == pytest.approx((plain.high - plain.value) / plain.value, rel=1e-12)
+    assert math.sqrt(amount.low * amount.high) == pytest.approx(amount.value, rel=1e-12)
+    far = [[one + 100 for one in bits] for _ in range(2)]
+    plain, amount = (estimate(values, range(6), kind) for values, kind in zip(far, ("mean", "amount"), strict=True))
+    assert (amount.low, amount.high) == pytest.approx((plain.low, plain.high), abs=0.02)
+    assert amount.method == "t of the logarithm, clustered by context"
+
+
 def test_values_that_are_no_proportion_are_not_taken_for_one():
     with pytest.raises(ValueError, match="numbers from 0 to 1"):
-        estimate([1.5, 1, 0], ["a", "b", "c"], proportion=True)
+        estimate([1.5, 1, 0], ["a", "b", "c"], "proportion")
