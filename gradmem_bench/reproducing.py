@@ -106,6 +106,12 @@ class Maker:
                 write_parts(method, plan.task, folder, run.limit)
 
 
+def unmeasured(scale: Scale, output: Path) -> list[list[str]]:
+    """The calls of benchmarks/meta_gradient.py of which a folder has no record."""
+    made = [json.loads(path.read_text(encoding="utf-8"))["command"] for path in output.glob("meta_gradient-*.json")]
+    return [call for call in scale.benchmark if not any(command[2 : 2 + len(call)] == call for command in made)]
+
+
 def benchmark(scale: Scale, output: Path, device: str) -> dict[str, int]:
     """Runs benchmarks/meta_gradient.py as the scale says, where there is no record of the same command.
 
@@ -116,13 +122,10 @@ def benchmark(scale: Scale, output: Path, device: str) -> dict[str, int]:
     if not (checkout / script).exists():
         return {f"{script} is in a checkout of gradmem-bench alone": len(scale.benchmark)} if scale.benchmark else {}
     reasons: dict[str, int] = {}
-    made = [json.loads(path.read_text(encoding="utf-8"))["command"] for path in output.glob("meta_gradient-*.json")]
     # From the checkout, so that no record names this machine's folders.
     where = os.path.relpath(output, checkout)
     paths = [str(checkout), *filter(None, [os.environ.get("PYTHONPATH")])]
-    for arguments in scale.benchmark:
-        if any(command[2 : 2 + len(arguments)] == arguments for command in made):
-            continue
+    for arguments in unmeasured(scale, output):
         command = [sys.executable, script, *arguments, "--device", device, "--output", where]
         variables = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
         done = subprocess.run(command, env=variables, cwd=checkout, check=False)

@@ -348,3 +348,17 @@ def test_an_interval_over_seeds_is_that_of_compare(tmp_path):
     alone, exact = Line("GradMem", {}, [0], {0: line.records[0]}), records[0].metrics["exact_match"]
     assert alone.interval("exact_match") == (exact.low, exact.high)
     assert Line("GradMem", {}, [0], {}).interval("exact_match") is None
+
+
+def test_a_plan_tells_which_measurements_are_there(tmp_path):
+    calls = [["--pairs", "4", "--steps", "1"], ["--pairs", "8", "--steps", "1"]]
+    declared = {"figure": "speed", "title": "Speed", "report": "performance"}
+    scales = {"tiny": {"about": "Tiny.", "benchmark": calls}}
+    (tmp_path / "speed.yaml").write_text(yaml.safe_dump(declared | {"scales": scales}))
+    (tmp_path / "performance").mkdir()
+    record = {"command": ["python", "benchmarks/meta_gradient.py", *calls[0], "--device", "cpu"]}
+    (tmp_path / "performance" / "meta_gradient-kv-4.json").write_text(json.dumps(record))
+    told = command("reproduce", tmp_path / "speed.yaml", "--output", tmp_path, "--dry-run")
+    assert told.code == 0 and "runs to make" not in told.output
+    text = " ".join(told.output.split())
+    assert "--pairs 4 --steps 1 (there) python benchmarks/meta_gradient.py --pairs 8 --steps 1 1 of 2" in text

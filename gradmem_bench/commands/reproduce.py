@@ -56,7 +56,7 @@ def reproduce(
     archive = Archive(find_records([output]) if output.exists() else {})
     if dry_run:
         for experiment, size in wanted:
-            _list(console, experiment, scale, size, archive)
+            _list(console, experiment, scale, size, archive, output)
         return
     for experiment, size in wanted:
         _answer(console, experiment, scale, size, archive, output, torch_device(device))
@@ -98,10 +98,13 @@ def _answer(
     console.print(f"\n{', '.join(str(path) for path in [stem.with_suffix('.txt'), *pictures])}", style="dim")
 
 
-def _list(console: "Console", experiment: "Experiment", name: str, scale: "Scale", archive: "Archive") -> None:
+def _list(
+    console: "Console", experiment: "Experiment", name: str, scale: "Scale", archive: "Archive", output: Path
+) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from gradmem_bench.reproducing import unmeasured
     from gradmem_bench.reproduction import estimated_seconds, expand, missing
 
     runs = expand(scale)
@@ -125,11 +128,16 @@ def _list(console: "Console", experiment: "Experiment", name: str, scale: "Scale
         trainings = f"{to_train} of {steps} steps" if to_train and steps else str(to_train)
         evaluations = f"{len(own)}, {there} there" if there else str(len(own))
         table.add_row(*map(Text, (label, task, setting, seeds, start, trainings, evaluations)))
-    for arguments in scale.benchmark:
-        table.add_row("meta_gradient.py", "", Text(" ".join(arguments)))
-    console.print(table)
-    seconds, unknown = estimated_seconds(absent)
-    note = f", and {unknown} trainings whose time was not measured" if unknown else ""
-    console.print(f"{len(absent)} of {len(runs)} runs to make: about {seconds / 60:.0f} min{note}.")
+    if runs:
+        console.print(table)
+        seconds, unknown = estimated_seconds(absent)
+        note = f", and {unknown} trainings whose time was not measured" if unknown else ""
+        console.print(f"{len(absent)} of {len(runs)} runs to make: about {seconds / 60:.0f} min{note}.")
+    if scale.benchmark:
+        left = unmeasured(scale, output / "performance")
+        for call in scale.benchmark:
+            there = "" if call in left else "  (there)"
+            console.print(Text(f"python benchmarks/meta_gradient.py {' '.join(call)}{there}"))
+        console.print(f"{len(left)} of {len(scale.benchmark)} measurements to make, whose time was not measured.")
     console.print(Text(scale.about, style="dim"))
     console.print()
