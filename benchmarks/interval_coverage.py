@@ -27,7 +27,7 @@ from rich.table import Table
 from scipy.special import ndtri
 
 from gradmem_bench.results import code_version
-from gradmem_bench.statistics import compared, estimate, mcnemar, wilson
+from gradmem_bench.statistics import Difference, Estimate, compared, estimate, mcnemar, wilson
 
 COVERAGE, FALSE_POSITIVES = (0.93, 0.97), (0.04, 0.06)
 RESAMPLES = 500
@@ -75,6 +75,10 @@ TWO_METHODS = [
 ]
 SKEWED = [Design(k, (1, 9), 0.0) for k in (20, 50, 100, 400)]
 SEEDS = [Design(200, (4, 4), 0.7, seeds=s, seed_spread=spread) for s in (2, 3, 5) for spread in (0.0, 0.1, 0.3)]
+SEEDS += [Design(200, (4, 4), p, seeds=s, seed_spread=1.0) for p in (0.7, 0.95) for s in (3, 5)]
+STUCK, LEARNED, STUCK_SHARE = 0.26, 0.95, 1 / 3
+"""Of trainings that stay on a plateau or leave it: the score of either, and how many stay."""
+PLATEAUS = [Design(200, (4, 4), STUCK_SHARE * STUCK + (1 - STUCK_SHARE) * LEARNED, seeds=s) for s in (3, 5, 10)]
 
 
 def one_method(design: Design, generator: Generator) -> dict[str, float]:
@@ -89,7 +93,7 @@ def one_method(design: Design, generator: Generator) -> dict[str, float]:
     found = estimate(right, clusters.tolist(), "proportion")
     low, high = wilson(int(right.sum()), len(right))
     figures = {
-        "coverage": found.low is not None and found.low <= design.score <= found.high,
+        "coverage": holds(found, design.score),
         "width": (found.high or 0.0) - (found.low or 0.0),
         "no_interval": found.low is None,
         "coverage_independent": low <= design.score <= high,
@@ -133,7 +137,7 @@ def skewed(design: Design, generator: Generator) -> dict[str, float]:
     values, truth = np.exp(normal), np.exp(-1 + (0.7**2 + 1) / 2)
     found = estimate(values, clusters.tolist(), "amount")
     low, high = bootstrap(values, clusters, generator)
-    return {"coverage": found.low <= truth <= found.high, "coverage_bootstrap": low <= truth <= high}
+    return {"coverage": holds(found, truth), "coverage_bootstrap": low <= truth <= high}
 
 
 def two_methods(design: Design, generator: Generator) -> dict[str, float]:
@@ -141,7 +145,7 @@ def two_methods(design: Design, generator: Generator) -> dict[str, float]:
     found = compared(first, second, clusters.tolist(), proportion=True)
     discordant = int((first > second).sum()), int((second > first).sum())
     return {
-        "coverage": found.low is not None and found.low <= design.difference <= found.high,
+        "coverage": holds(found, design.difference),
         "significant": found.p <= 0.05,
         "significant_independent": mcnemar(*discordant) <= 0.05,
     }
@@ -153,12 +157,32 @@ def several_seeds(design: Design, generator: Generator) -> dict[str, float]:
     one, both = estimate(first, names, "proportion"), compared(first, second, names, proportion=True)
     given = estimate(first.mean(axis=0) - second.mean(axis=0), names, "mean")
     return {
-        "coverage": one.low <= design.score <= one.high,
-        "coverage_difference": both.low <= design.difference <= both.high,
-        "significant": both.p <= 0.05,
+        "coverage": holds(one, design.score),
+        "coverage_difference": holds(both, design.difference),
+        "significant": both.p is not None and both.p <= 0.05,
         # The same scores with the seeds taken for given: an interval that leaves 0 out.
         "significant_independent": not given.low <= 0 <= given.high,
     }
+
+
+def plateaus(design: Design, generator: Generator) -> dict[str, float]:
+    """Both methods' seeds stay on a plateau or leave it, as chance has it."""
+    clusters = design.clusters(generator)
+    names, n = clusters.tolist(), len(clusters)
+    both = []
+    for _ in range(2):
+        stuck = generator.random((design.seeds, 1)) < STUCK_SHARE
+        both.append((generator.random((design.seeds, n)) < np.where(stuck, STUCK, LEARNED)).astype(float))
+    one, difference = estimate(both[0], names, "proportion"), compared(*both, names, proportion=True)
+    return {
+        "coverage": holds(one, design.score),
+        "coverage_difference": holds(difference, 0.0),
+        "significant": difference.p is not None and difference.p <= 0.05,
+    }
+
+
+def holds(found: Estimate | Difference, truth: float) -> bool:
+    return found.low is not None and found.low <= truth <= found.high
 
 
 PARTS: dict[str, tuple[list[Design], Callable[[Design, Generator], dict[str, float]]]] = {
@@ -166,6 +190,7 @@ PARTS: dict[str, tuple[list[Design], Callable[[Design, Generator], dict[str, flo
     "two methods": (TWO_METHODS, two_methods),
     "several seeds": (SEEDS, several_seeds),
     "a skewed mean": (SKEWED, skewed),
+    "seeds on plateaus": (PLATEAUS, plateaus),
 }
 HEADERS = {
     "coverage": "holds the truth",
