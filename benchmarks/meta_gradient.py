@@ -30,7 +30,7 @@ HOLES = 1.7
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_sizes(parser, steps=[1, 2, 5])
-    parser.add_argument("--engines", nargs="+", choices=VARIANTS, default=VARIANTS)
+    parser.add_argument("--engines", nargs="+", choices=VARIANTS, default=VARIANTS, help="what is set side by side")
     start(parser, VARIANTS, work, drive)
 
 

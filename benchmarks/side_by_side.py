@@ -42,10 +42,11 @@ def start(
     Args:
         parser: with the comparison's own flags; what it reads is passed on to the variants' processes.
     """
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--output", type=Path, default=Path("leaderboards/performance"))
+    parser.add_argument("--repeats", type=positive, default=5, help="times that each variant is timed, in turns")
+    parser.add_argument("--threads", type=positive, default=torch.get_num_threads(), help="of each variant's process")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run")
+    parser.add_argument("--output", type=Path, default=Path("leaderboards/performance"), help="of record and picture")
+    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
     parser.add_argument("--variant", choices=variants, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if not arguments.variant:
@@ -54,6 +55,13 @@ def start(
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     work(arguments)
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1, for argparse."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is below 1")
+    return number
 
 
 # ------------------------------------------------------------------------------------- one variant

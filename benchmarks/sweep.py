@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
-from side_by_side import Row, cells, drawn, publish
+from side_by_side import Row, cells, drawn, positive, publish
 from torch import Tensor
 
 from gradmem_bench.batch import Batch, Tokens
@@ -29,11 +29,11 @@ ALPHA = 0.04
 
 def add_sizes(parser: argparse.ArgumentParser, steps: list[int]) -> None:
     """The flags of a sweep; `steps` are the K that are tried where none are named."""
-    parser.add_argument("--model", choices=("kv", "gpt2"), default="kv")
-    parser.add_argument("--pairs", type=int, nargs="+", default=[16], help="key-value pairs in a context (kv)")
-    parser.add_argument("--length", type=int, nargs="+", default=[256], help="tokens in a context (gpt2)")
-    parser.add_argument("--steps", type=int, nargs="+", default=steps, help="K")
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--model", choices=("kv", "gpt2"), default="kv", help="whose shape the random backbone has")
+    parser.add_argument("--pairs", type=positive, nargs="+", default=[16], help="key-value pairs in a context (kv)")
+    parser.add_argument("--length", type=positive, nargs="+", default=[256], help="tokens in a context (gpt2)")
+    parser.add_argument("--steps", type=positive, nargs="+", default=steps, help="K")
+    parser.add_argument("--batch", type=positive, default=64, help="contexts at a time")
 
 
 # ------------------------------------------------------------------------------------- one variant
@@ -113,7 +113,9 @@ def sweep(
                 rows.append({unit: size, "K": steps, **one})
                 of = " ".join(one[key] for key in ("phase", "variant") if key in one)
                 table.add_row(str(size), str(steps), of, *cells(one))
-                console.print(f"{size} {unit}, K = {steps}, {of}: {' · '.join(cells(one))}", highlight=False)
+                seconds, ratio, peak, memory = cells(one)
+                told = f"{seconds} s, {ratio} of naive's time · {peak}, {memory} of its memory"
+                console.print(f"{size} {unit}, K = {steps}, {of}: {told}", highlight=False)
     console.print(table)
     many_steps = len(set(arguments.steps)) > 1
     figure = None

@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from rich.console import Console
 from rich.table import Table
-from side_by_side import Row, cells, publish, row, serve, start, take_turns
+from side_by_side import Row, cells, positive, publish, row, serve, start, take_turns
 
 from gradmem_bench.config import BackboneConfig, TrainingConfig
 from gradmem_bench.loading import load_backbone
@@ -35,10 +35,11 @@ STEPS = 10
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=16, help="key-value pairs in a context")
-    parser.add_argument("--steps", type=int, default=1, help="K")
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--engine", choices=("auto", "unrolled", "recompute", "compiled"), default="auto")
+    parser.add_argument("--pairs", type=positive, default=16, help="key-value pairs in a context")
+    parser.add_argument("--steps", type=positive, default=1, help="K")
+    parser.add_argument("--batch", type=positive, default=64, help="contexts at a time")
+    engines = ("auto", "unrolled", "recompute", "compiled")
+    parser.add_argument("--engine", choices=engines, default="auto", help="of GradMem")
     start(parser, VARIANTS, work, drive)
 
 

@@ -192,12 +192,12 @@ def phase_costs(run: Callable[[Sample], Any], sample: Sample) -> PhaseCosts:
         _synchronize(device)
         return time.perf_counter() - started
 
+    # The first run is not counted, however long it takes: what is compiled may be compiled in it.
+    seconds()
     taken = [seconds()]
-    # Nothing that takes so long is slower for being the first.
-    if taken[0] <= _SECONDS:
-        taken = [seconds() for _ in range(_FEWEST)]
-        while len(taken) < _REPETITIONS and sum(taken) < _SECONDS:
-            taken.append(seconds())
+    fewest = 1 if taken[0] > _SECONDS else _FEWEST
+    while len(taken) < fewest or (len(taken) < _REPETITIONS and sum(taken) < _SECONDS):
+        taken.append(seconds())
     low, median, high = statistics.quantiles(taken * 2 if len(taken) == 1 else taken, n=4, method="inclusive")
     return PhaseCosts(
         flops=_flops(run, sample.one()),

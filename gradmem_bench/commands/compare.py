@@ -38,7 +38,7 @@ def compare(
 ) -> None:
     """Show the table that records make: who answers best from how many bytes, and what is more than chance.
 
-    [dim]gradmem-bench compare runs leaderboards --baseline rmt --format markdown[/]
+    [dim]gradmem-bench compare leaderboards/kv_small --baseline rmt --format markdown[/]
     """
     from rich.console import Console
 

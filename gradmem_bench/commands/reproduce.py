@@ -46,13 +46,19 @@ def reproduce(
     """
     from gradmem_bench.reproduction import experiments, scale_of
 
-    wanted = [(one, scale_of(one, scale)) for one in experiments(figure)]
+    found = experiments(figure)
+    # Of several figures those are made that have such a scale.
+    having = [one for one in found if scale in one.scales] or found
+    wanted = [(one, scale_of(one, scale)) for one in having]
     from rich.console import Console
 
     from gradmem_bench.reproduction import Archive
     from gradmem_bench.results import find_records
 
     console = Console()
+    for one in found:
+        if one not in having:
+            console.print(f"{one.figure} has no scale {scale}, only {', '.join(one.scales)}.", style="dim")
     archive = Archive(find_records([output]) if output.exists() else {})
     if dry_run:
         for experiment, size in wanted:

@@ -65,7 +65,10 @@ class GradMemParameters(VectorParameters):
     second_order_steps: int | None = Field(default=None, ge=1)
     """J: the last J steps in second order and those before them in first; `None` is all. Paper: all."""
     engine: Engine = "auto"
-    """How the second order is computed (see gradmem_bench/descent.py); all engines give the same gradient."""
+    """How the second order is computed. `unrolled` keeps the graph of every step; `recompute` keeps none and makes each
+    again, in a third more time and in memory that does not grow with K; `compiled` takes less of both, after minutes of
+    compiling for each new shape. `auto` is `compiled` on a GPU; on a CPU it unrolls up to 2 steps, recomputes beyond.
+    Their gradients are equal but for rounding, with which two trainings drift apart."""
     projection: Literal["none", "shared", "per_sample"] = "none"
     """A linear map, the identity at the start, between memory and backbone: none; one for all contexts, in WRITE and at
     READ; or one of each context's own, which descends with the vectors from a learned start. What crosses is the

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from gradmem_bench.config import Budget
+from gradmem_bench.reporting.labels import settings_of, short_names
 from gradmem_bench.reporting.references import RULE
 from gradmem_bench.reporting.rows import Row
 from gradmem_bench.results import BackboneRecord, RunRecord, TaskRecord, metric_title
@@ -49,6 +50,7 @@ def caption(
     elif bounds:
         yield f"Bounds: {' or '.join(bounds)} for the methods; the floor and the ceiling have none."
     yield from _stored_line(rows)
+    yield from _settings_lines(rows)
     yield "READ positions stand before the query; while it is answered, they hold KV in memory, of so many bytes."
     yield from _capacity_line(list(rows.values()))
     yield from _cost_lines(rows)
@@ -125,6 +127,23 @@ def _stored_line(rows: dict[str, Row]) -> Iterable[str]:
     if stored:
         parts = [f"{dtype}: {', '.join(labels)}" for dtype, labels in stored.items()]
         yield f"States stored as {'; as '.join(parts)}."
+
+
+def _settings_lines(rows: dict[str, Row]) -> Iterable[str]:
+    """What rows of one method under one bound differ in beside what their names tell."""
+    groups: dict[tuple[str, Budget], dict[str, dict[str, str]]] = {}
+    for label, row in rows.items():
+        groups.setdefault((row.record.method.name, row.bound), {})[label] = settings_of(row.record)
+    untold: dict[str, list[str]] = {}
+    for (method, _), found in groups.items():
+        names = dict.fromkeys(name for one in found.values() for name in one)
+        for name, short in short_names(names).items():
+            values = {one.get(name, "none") for one in found.values()}
+            if len(values) > 1 and not any(f"{short} " in label for label in found) and short != "state_dtype":
+                untold.setdefault(method, []).append(short)
+    if untold:
+        texts = (f"{method} in {', '.join(dict.fromkeys(names))}" for method, names in untold.items())
+        yield f"Rows differ in more than their names tell (see `settings` in csv and json): {'; '.join(texts)}."
 
 
 def _unknown_lines(task: TaskRecord, rows: dict[str, Row]) -> Iterable[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from gradmem_bench.metrics import METRICS
 from gradmem_bench.reporting.comparison import Comparison, Section
+from gradmem_bench.reporting.labels import settings_of
 from gradmem_bench.reporting.rows import Row
 from gradmem_bench.reporting.tables import NOT_RUN, NOTHING, columns_of, page_columns, score_column
 from gradmem_bench.results import Alternative, PhaseCosts, Quantity, RunRecord
@@ -114,6 +115,7 @@ def _flat(row: Row) -> dict[str, Any]:
         "over_budget": bool(row.over_budget),
         "context_tokens": record.footprint.context_tokens,
         "state_dtype": row.state_dtype,
+        "settings": " ".join(f"{name}={value}" for name, value in settings_of(record).items()),
         "bytes_per_context_token": row.mean(lambda one: one.footprint.bytes_per_context_token),
         "swap_test_passed": _swap_test(row),
         "write_seconds_per_context": row.mean(lambda one: one.costs.write_seconds_per_context),

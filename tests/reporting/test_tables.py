@@ -230,3 +230,16 @@ def test_costs_and_capacity_have_their_columns_and_what_is_missing_is_shown_as_m
     assert "FLOPs are not known for rmt: not counted." in table.caption
     assert any(line.startswith("A context holds 4 values of 4 bits each.") for line in table.caption)
     assert "bits/" not in drawn(comparison(demo_records())[0], 80)
+
+
+def test_what_rows_differ_in_beside_what_their_names_tell_is_said():
+    plain = run_record(parameters={"inner_steps": 2, "rate": 1.0, "optimizer": "sgd"})
+    other = run_record(right=2, parameters={"inner_steps": 5, "rate": 0.1, "optimizer": "adam"})
+    [table] = comparison([plain, other])
+    assert {row.label for row in table.rows} == {"gradmem (inner_steps 2)", "gradmem (inner_steps 5)"}
+    said = "Rows differ in more than their names tell (see `settings` in csv and json): gradmem in rate, optimizer."
+    assert said in table.caption
+    settings = {row["label"]: row["settings"] for row in csv.DictReader(io.StringIO(to_csv([table])))}
+    assert "gradmem.rate=0.1 gradmem.optimizer=adam" in settings["gradmem (inner_steps 5)"]
+    [alike] = comparison([plain])
+    assert "than their names" not in caption(alike)
