@@ -40,7 +40,7 @@ def add(
 
     [dim]gradmem-bench leaderboard add runs/kv_small/gradmem-*[/]
     """
-    from gradmem_bench.leaderboard.add import add, runs_in
+    from gradmem_bench.leaderboard.add import add, remarks, runs_in
 
     found: dict[Path, None] = {}
     refused: list[UserError] = []
@@ -56,6 +56,8 @@ def add(
             refused.append(error)
         else:
             typer.echo(f"{record.run_id} is in {folder}")
+            for remark in remarks(record):
+                typer.echo(f"  {remark}")
     if len(refused) == 1:
         raise refused[0]
     for error in refused:

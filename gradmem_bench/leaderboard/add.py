@@ -27,6 +27,17 @@ def runs_in(path: Path) -> list[Path]:
     raise UserError(f"There is no run at {path}: a run.json, or a folder with some below it, was expected.{way}")
 
 
+def remarks(record: RunRecord) -> list[str]:
+    """What is in order, and yet makes a record say less than others, as sentences."""
+    found = []
+    if record.task.limit is not None:
+        contexts = f"{record.task.contexts:,} context{'s' * (record.task.contexts != 1)}"
+        found.append(f"It has {contexts}, by --limit: records with another limit do not stand in its table.")
+    if record.method.role == "method" and record.swap_test.passed is None:
+        found.append(f"Swap test {record.swap_test.outcome}.")
+    return found
+
+
 def add(run: Path, board: Path) -> tuple[RunRecord, Path]:
     """Files the run with the record `run`, a file, under `board/TASK/METHOD-HASH`; returns the record and that folder.
 

@@ -191,6 +191,18 @@ def test_a_run_is_filed_sealed_and_checks(tmp_path):
     assert (folder / "run.json").read_bytes() == before
 
 
+def test_what_makes_a_filed_run_say_little_is_said(tmp_path):
+    undecided = PASSED.model_copy(update={"passed": None, "outcome": "without a verdict, by chance"})
+    write_run(tmp_path / "run", swap_test=undecided)
+    done = command("leaderboard", "add", tmp_path / "run", "--board", tmp_path / "board")
+    _, limit, swap = done.output.splitlines()
+    assert limit.startswith("  It has 20 contexts, by --limit:") and swap == "  Swap test without a verdict, by chance."
+    write_run(tmp_path / "whole", sealed=False)
+    edit(tmp_path / "whole", lambda values: values["task"].update(limit=None))
+    done = command("leaderboard", "add", tmp_path / "whole", "--board", tmp_path / "other")
+    assert (done.code, len(done.output.splitlines())) == (0, 1)
+
+
 def test_a_run_that_is_not_in_order_is_not_filed(tmp_path):
     run, board = tmp_path / "run", tmp_path / "board"
     write_run(run, swap_test=PASSED.model_copy(update={"passed": False, "outcome": "FAILED"}))
