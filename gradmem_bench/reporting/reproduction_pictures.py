@@ -5,9 +5,12 @@ from pathlib import Path
 from statistics import fmean
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from gradmem_bench.reporting.reproductions import Line, heat_map, parts_of
 from gradmem_bench.reproduction import Experiment
+
+_MARKERS, _LINES = "os^DvPX*", ("-", "--", "-.", ":")
 
 
 def draw(experiment: Experiment, table: Sequence[Line], stem: Path) -> list[Path]:
@@ -31,23 +34,36 @@ def _curves(table: Sequence[Line], metric: str) -> Figure | None:
     axes = {next(iter(line.setting)) for own in by_name.values() for line in own}
     if len(axes) != 1 or not any(line.scores(metric) for own in by_name.values() for line in own):
         return None
-    figure = Figure(figsize=(6, 4))
+    figure = Figure(figsize=(7, 4), layout="constrained")
     panel = figure.add_subplot()
+    published = False
     for index, (name, own) in enumerate(by_name.items()):
-        colour = f"C{index}"
+        # Told apart by marker and line too: a picture is read in grey, and some lines lie on one another.
+        look = {"color": f"C{index}", "marker": _MARKERS[index % len(_MARKERS)]}
+        shift = 2 ** (0.05 * (index - (len(by_name) - 1) / 2))
         there = [line for line in own if line.scores(metric)]
-        across = [next(iter(line.setting.values())) for line in there]
-        panel.plot(across, [fmean(line.scores(metric).values()) for line in there], "-", color=colour, label=name)
+        across = [next(iter(line.setting.values())) * shift for line in there]
         for place, line in zip(across, there, strict=True):
             scores = list(line.scores(metric).values())
-            panel.plot([place] * len(scores), scores, "o", color=colour, markersize=4)
-        paper = [(next(iter(line.setting.values())), line.paper.value) for line in own if line.paper]
+            panel.plot([place] * len(scores), scores, **look, linestyle="none", markersize=4)
+        means = [fmean(line.scores(metric).values()) for line in there]
+        panel.plot(across, means, _LINES[index % len(_LINES)], color=look["color"])
+        panel.plot([], [], _LINES[index % len(_LINES)], **look, markersize=4, label=name)
+        paper = [(next(iter(line.setting.values())) * shift, line.paper.value) for line in own if line.paper]
         if paper:
-            panel.plot(*zip(*paper, strict=True), "--", color=colour, alpha=0.5, label=f"{name}, paper")
-    panel.set_xlabel(axes.pop())
+            published = True
+            panel.plot(*zip(*paper, strict=True), **look, linestyle="none", fillstyle="none", markersize=8)
+    if published:
+        panel.plot([], [], "o", color="0.3", fillstyle="none", markersize=8, label="large, hollow: the paper's")
+    places = sorted({next(iter(line.setting.values())) for own in by_name.values() for line in own})
+    panel.set_xscale("log", base=2)
+    panel.set_xticks(places, [str(place) for place in places])
+    panel.xaxis.set_minor_locator(NullLocator())
+    panel.set_xlabel(f"{axes.pop()}; a point is one seed, lines join the means")
     panel.set_ylabel(metric.replace("_", " "))
-    panel.set_ylim(-0.02, 1.02)
-    panel.legend(fontsize=7)
+    panel.set_ylim(-0.02, 1.04)
+    panel.spines[["top", "right"]].set_visible(False)
+    figure.legend(fontsize=8, frameon=False, loc="outside right upper")
     return figure
 
 
