@@ -142,7 +142,7 @@ def skewed(design: Design, generator: Generator) -> dict[str, float]:
 
 def two_methods(design: Design, generator: Generator) -> dict[str, float]:
     first, second, clusters = answers(design, generator)
-    found = compared(first, second, clusters.tolist(), proportion=True)
+    found = compared(first, second, clusters.tolist(), "proportion")
     discordant = int((first > second).sum()), int((second > first).sum())
     return {
         "coverage": holds(found, design.difference),
@@ -154,7 +154,7 @@ def two_methods(design: Design, generator: Generator) -> dict[str, float]:
 def several_seeds(design: Design, generator: Generator) -> dict[str, float]:
     first, second, clusters = answers(design, generator)
     names = clusters.tolist()
-    one, both = estimate(first, names, "proportion"), compared(first, second, names, proportion=True)
+    one, both = estimate(first, names, "proportion"), compared(first, second, names, "proportion")
     given = estimate(first.mean(axis=0) - second.mean(axis=0), names, "mean")
     return {
         "coverage": holds(one, design.score),
@@ -173,7 +173,7 @@ def plateaus(design: Design, generator: Generator) -> dict[str, float]:
     for _ in range(2):
         stuck = generator.random((design.seeds, 1)) < STUCK_SHARE
         both.append((generator.random((design.seeds, n)) < np.where(stuck, STUCK, LEARNED)).astype(float))
-    one, difference = estimate(both[0], names, "proportion"), compared(*both, names, proportion=True)
+    one, difference = estimate(both[0], names, "proportion"), compared(*both, names, "proportion")
     return {
         "coverage": holds(one, design.score),
         "coverage_difference": holds(difference, 0.0),

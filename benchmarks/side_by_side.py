@@ -124,7 +124,7 @@ def take_turns(
     """
     flags = _flags(vars(arguments) | instead)
     command = [sys.executable, script, *flags]
-    workers = {variant: _worker([*command, "--variant", variant], {}) for variant in variants}
+    workers = {variant: _worker([*command, "--variant", variant]) for variant in variants}
     answers: dict[str, list[Row]] = {variant: [] for variant in variants}
     for _ in range(1 + arguments.repeats):
         for variant, worker in workers.items():
@@ -133,14 +133,14 @@ def take_turns(
         _end(worker)
     # One after another: there is room for each.
     for variant in variants:
-        worker = _worker([*command, "--variant", variant], WEIGHED)
+        worker = _worker([*command, "--variant", variant], **WEIGHED)
         _answer(worker)
         answers[variant].append(_answer(worker))
         _end(worker)
     return answers
 
 
-def _worker(command: list[str], settings: dict[str, str]) -> subprocess.Popen[str]:
+def _worker(command: list[str], **settings: str) -> subprocess.Popen[str]:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     return subprocess.Popen(command, **pipes, text=True, env=os.environ | settings)
 

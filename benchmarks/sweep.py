@@ -114,7 +114,9 @@ def sweep(
                 of = " ".join(one[key] for key in ("phase", "variant") if key in one)
                 table.add_row(str(size), str(steps), of, *cells(one))
                 seconds, ratio, peak, memory = cells(one)
-                told = f"{seconds} s, {ratio} of naive's time · {peak}, {memory} of its memory"
+                told = f"{seconds} s, {peak}"
+                if one["time_ratio"] is not None:
+                    told += f": {ratio} of naive's time, {memory} of its memory"
                 console.print(f"{size} {unit}, K = {steps}, {of}: {told}", highlight=False)
     console.print(table)
     many_steps = len(set(arguments.steps)) > 1

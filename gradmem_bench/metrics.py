@@ -9,8 +9,10 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from gradmem_bench.statistics.estimates import Kind
+if TYPE_CHECKING:
+    from gradmem_bench.statistics.estimates import Kind
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -21,7 +23,7 @@ class Metric:
     """What a name in a table means."""
 
     version: int
-    kind: Kind
+    kind: "Kind"
     unit: str
     meaning: str
     higher_is_better: bool = True

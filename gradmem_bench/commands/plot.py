@@ -34,6 +34,7 @@ def plot(
 
     [dim]gradmem-bench plot leaderboards/kv_small --kind bytes[/]
     """
+    from gradmem_bench.plotting.parts import save
     from gradmem_bench.plotting.pictures import DRAWN, draw
 
     records = records_of(runs)
@@ -45,9 +46,7 @@ def plot(
         raise UserError("There is nothing to draw: none of these records has a score.")
     for name, figure in (picture for drawn in pictures.values() for picture in drawn):
         output.mkdir(parents=True, exist_ok=True)
-        for suffix in ("png", "svg"):
-            # Without a date, the same records make the same bytes.
-            figure.savefig(output / f"{name}.{suffix}", dpi=160, metadata={"Date": None} if suffix == "svg" else {})
+        save(figure, output / name)
         typer.echo(f"{output / name}.png, .svg")
     if lacking:
         typer.echo(f"Not drawn: {'; '.join(f'{one} (it takes {DRAWN[one]})' for one in lacking)}.", err=True)

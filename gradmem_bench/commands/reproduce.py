@@ -77,9 +77,10 @@ def _answer(
     output: Path,
     device: str,
 ) -> None:
+    from gradmem_bench.plotting.parts import save
+    from gradmem_bench.plotting.reproductions import picture
     from gradmem_bench.registry import recipe_folder
     from gradmem_bench.reporting.progress import RunDisplay
-    from gradmem_bench.reporting.reproduction_pictures import draw
     from gradmem_bench.reporting.reproductions import lines, report
     from gradmem_bench.reproducing import Maker, benchmark
     from gradmem_bench.reproduction import expand, missing, paper_figure
@@ -100,8 +101,9 @@ def _answer(
     stem = output / f"{experiment.figure}-{name}"
     with stem.with_suffix(".txt").open("w", encoding="utf-8") as file:
         type(console)(file=file, width=80).print(shown)
-    pictures = draw(experiment, table, stem)
-    console.print(f"\n{', '.join(str(path) for path in [stem.with_suffix('.txt'), *pictures])}", style="dim")
+    figure = picture(experiment, table)
+    files = [stem.with_suffix(".txt"), *(save(figure, stem) if figure else [])]
+    console.print(f"\n{', '.join(map(str, files))}", style="dim")
 
 
 def _list(

@@ -5,7 +5,7 @@ from statistics import fmean
 
 from matplotlib.figure import Figure
 
-from gradmem_bench.plotting.parts import Pictures, caption, file_name, new_figure
+from gradmem_bench.plotting.parts import Pictures, caption, file_name, new_figure, shaded
 from gradmem_bench.plotting.recipes import Known, by_seed, differences, inner_steps, training_recipe
 from gradmem_bench.reporting.comparison import Comparison
 from gradmem_bench.results import RunRecord
@@ -46,15 +46,14 @@ def _heat_map(title: str, trainings: Trainings, table: Comparison, known: Known)
     scores = [[by_seed(own.get(column, ()), metric) for column in evaluated] for _, _, own in rows]
     means = [[fmean(cell.values()) if cell else float("nan") for cell in row] for row in scores]
     highest = max(1.0, *(mean for row in means for mean in row if mean == mean))
-    picture = axes.imshow(means, cmap="Greys", vmin=0, vmax=highest, aspect="auto", origin="lower")
-    for at, (_, _, own) in enumerate(rows):
-        for column, records in own.items():
-            place = evaluated.index(column)
-            mean, seeds = means[at][place], scores[at][place]
-            axes.text(
-                place, at, f"{mean:.3f}\n{_spread(seeds, records, metric)}",
-                ha="center", va="center", color="white" if mean >= highest / 2 else "black", fontsize=7.5,
-            )  # fmt: skip
+    texts = [
+        [
+            f"{mean:.3f}\n{_spread(seeds, cells[column], metric)}" if seeds else ""
+            for mean, seeds, column in zip(row, own, evaluated, strict=True)
+        ]
+        for row, own, (_, _, cells) in zip(means, scores, rows, strict=True)
+    ]
+    picture = shaded(axes, means, texts, highest)
     axes.set_xticks(range(len(evaluated)), [str(k) for k in evaluated])
     axes.set_yticks(range(len(rows)), [_lines(name) for _, name, _ in rows], fontsize=8)
     axes.set_xlabel("K at evaluation")

@@ -3,13 +3,12 @@
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 
-from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
-
 from gradmem_bench.config import fingerprint
 from gradmem_bench.plotting.parts import (
     MOST,
     Pictures,
     caption,
+    doubling_axis,
     error_bars,
     file_name,
     legend,
@@ -50,11 +49,7 @@ def pairs(records: Iterable[RunRecord], known: Known) -> Pictures:
             axes.errorbar(xs, [one.value for one in found], yerr=error_bars(found), label=label, **style)
             means = {x: fmean(by_seed((one for one in own if _pairs(one) == x), metric).values()) for x in xs}
             axes.plot(list(means), list(means.values()), color=look["color"], linestyle=look["linestyle"])
-        ticks = sorted({_pairs(record) for record in group})
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_locator(FixedLocator(ticks))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FixedFormatter([str(tick) for tick in ticks]))
+        doubling_axis(axes, {_pairs(record) for record in group})
         axes.set_xlabel("pairs in a context")
         score_axis(axes, metric_title(metric, group[0].task), [record.metrics[metric].value for record in group])
         legend(figure)

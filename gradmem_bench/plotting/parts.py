@@ -1,10 +1,14 @@
 """What every picture has: axes, looks that are told apart in grey, a legend beside it and a caption below."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from textwrap import fill
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from gradmem_bench.config import Budget
 from gradmem_bench.results import MetricResult, RunRecord
@@ -36,6 +40,26 @@ def score_axis(axes: Axes, name: str, scores: Iterable[float]) -> None:
     axes.set_ylabel(name)
     axes.grid(axis="y", color="0.88", linewidth=0.8)
     axes.set_axisbelow(True)
+
+
+def doubling_axis(axes: Axes, places: Iterable[int]) -> None:
+    """A logarithmic axis across, to the base 2, with a tick at each of the places and nowhere else."""
+    ticks = sorted(places)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FixedFormatter([str(tick) for tick in ticks]))
+
+
+def shaded(axes: Axes, values: Sequence[Sequence[float]], texts: Sequence[Sequence[str]], most: float) -> AxesImage:
+    """Cells that are the darker the higher their value is, 0 to `most`, each with its text; NaN stays empty."""
+    picture = axes.imshow(values, cmap="Greys", vmin=0, vmax=most, aspect="auto", origin="lower")
+    for row, (own, told) in enumerate(zip(values, texts, strict=True)):
+        for column, (value, text) in enumerate(zip(own, told, strict=True)):
+            if value == value:
+                colour = "white" if value >= most / 2 else "black"
+                axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=7.5)
+    return picture
 
 
 def legend(figure: Figure) -> None:
@@ -94,6 +118,15 @@ def error_bars(found: Sequence[MetricResult]) -> list[list[float]]:
         [0.0 if one.low is None else one.value - one.low for one in found],
         [0.0 if one.high is None else one.high - one.value for one in found],
     ]
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """The picture as PNG and SVG; the same records make the same bytes."""
+    files = [stem.with_name(f"{stem.name}{suffix}") for suffix in (".png", ".svg")]
+    with rc_context({"svg.hashsalt": "gradmem-bench"}):
+        for file in files:
+            figure.savefig(file, dpi=160, metadata={"Date": None} if file.suffix == ".svg" else {})
+    return files
 
 
 def file_name(*parts: str | int) -> str:

@@ -106,15 +106,14 @@ def _settings(record: RunRecord, known: Known, evaluations: bool) -> dict[str, s
     steps = inner_steps(record)
     evaluated = steps[1] if evaluations and steps is not None and steps[0] != steps[1] else None
     told = settings_of(_evaluated_at(record, evaluated))
-    begun = record.training and record.training.initial_checkpoint
-    folder = begun and begun.partition("/")[0]
+    folder = told[f"{_TRAINING}from"]
     if folder in known:
         # Every seed has a checkpoint of its own; what they share is the recipe.
         others = {name: other for name, other in known.items() if name != folder}
         told[f"{_TRAINING}from"] = recipe(known[folder], others)[:8]
-    first = ("state_dtype", _steps_name(record), f"{record.method.name}.evaluation_inner_steps")
-    order = dict.fromkeys([*(name for name in first if name in told), *told])
-    return {name: told[name] for name in (*(one for one in order if one not in _LAST), *_LAST) if name in told}
+    first = ["state_dtype", _steps_name(record), f"{record.method.name}.evaluation_inner_steps"]
+    rest = [name for name in told if name not in (*first, *_LAST)]
+    return {name: told[name] for name in (*first, *rest, *_LAST) if name in told}
 
 
 def _told(settings: Sequence[Mapping[str, str]], places: Sequence, training_places: Sequence) -> list[str]:

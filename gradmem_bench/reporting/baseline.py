@@ -67,7 +67,7 @@ def _same_method(row: Row, other: Row) -> bool:
 def _difference(row: Row, other: Row, name: str, examples: Examples) -> Difference:
     values, contexts = examples.scores([*row.records, *other.records], name, "Without --baseline it is not needed.")
     mine, others = values[: len(row.records)], values[len(row.records) :]
-    found = compared(mine, others, contexts, METRICS[name].kind == "proportion")
+    found = compared(mine, others, contexts, METRICS[name].kind)
     unknown = {"low": None, "high": None, "p": None, "test": ""}
     if any(one.metric(name) is None or one.metric(name).value is None for one in (row, other)):
         return found.model_copy(update=unknown | {"value": None, "reason": "one of the two has no score"})

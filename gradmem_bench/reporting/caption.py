@@ -139,7 +139,9 @@ def _settings_lines(rows: dict[str, Row]) -> Iterable[str]:
         names = dict.fromkeys(name for one in found.values() for name in one)
         for name, short in short_names(names).items():
             values = {one.get(name, "none") for one in found.values()}
-            if len(values) > 1 and not any(f"{short} " in label for label in found) and short != "state_dtype":
+            # From the first letter on: "steps" is not told by "inner_steps 5".
+            told = any(f"{before}{short} " in label for label in found for before in ("(", ", "))
+            if len(values) > 1 and not told and short != "state_dtype":
                 untold.setdefault(method, []).append(short)
     if untold:
         texts = (f"{method} in {', '.join(dict.fromkeys(names))}" for method, names in untold.items())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from gradmem_bench.config import StrictModel
-from gradmem_bench.statistics.estimates import ROUNDING
+from gradmem_bench.statistics.estimates import ROUNDING, Kind
 from gradmem_bench.statistics.variance import arm, members_of, spread, totals_of
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def compared(
     first: "Sequence[float] | ndarray",
     second: "Sequence[float] | ndarray",
     clusters: Sequence[Hashable],
-    proportion: bool,
+    kind: Kind,
     level: float = 0.95,
 ) -> Difference:
     """The mean of `first` less that of `second`, paired by example and clustered by context.
@@ -68,7 +68,7 @@ def compared(
     Args:
         first, second: (n,), or (S, n) with a row for each seed; the columns are the same examples.
         clusters: (n,), the context of each.
-        proportion: whether the values are of a metric from 0 to 1.
+        kind: what the values are, of both methods alike.
     """
     import numpy as np
     from scipy.special import stdtr, stdtrit
@@ -110,7 +110,7 @@ def compared(
         return difference("the difference is the same in every context", value, **tested)
     half = float(stdtrit(found.freedom, (1 + level) / 2)) * error
     low, high = value - half, value + half
-    if proportion:
+    if kind == "proportion":
         low, high = max(-1.0, low), min(1.0, high)
     return difference(None, value, low=low, high=high, **tested)
 

@@ -80,9 +80,10 @@ class PlainARMT:
 def test_write_and_read_are_the_plain_delta_rule(family, segment):
     on = backbone(family)
     method = build("armt", on, segment_tokens=segment)
-    # Large, so that what is recalled matters.
+    # Large, so that what is recalled matters, and not so large that the order of additions does.
+    torch.manual_seed(1)
     for parameter in (method.queries, method.keys, method.values, method.gates):
-        parameter.normal_(std=0.7)
+        parameter.normal_(std=0.4)
     contexts, queries = ids_of(on, 11, 4, 7), ids_of(on, 5, 2, 3, seed=1)
     state = MemoryState.from_bytes(method.write(Tokens.from_lists(contexts)).to_bytes())
     memory = method.read(state).layer_memory

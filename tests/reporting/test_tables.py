@@ -243,3 +243,9 @@ def test_what_rows_differ_in_beside_what_their_names_tell_is_said():
     assert "gradmem.rate=0.1 gradmem.optimizer=adam" in settings["gradmem (inner_steps 5)"]
     [alike] = comparison([plain])
     assert "than their names" not in caption(alike)
+
+    # "inner_rate 2" does not tell "rate".
+    both = [run_record(right=right, parameters={"inner_rate": right, "rate": right}) for right in (1, 2)]
+    [table] = comparison(both)
+    assert {row.label for row in table.rows} == {"gradmem (inner_rate 1)", "gradmem (inner_rate 2)"}
+    assert "csv and json): gradmem in rate." in caption(table)

@@ -48,7 +48,7 @@ def test_other_differences_are_flipped_at_random_and_p_is_never_zero():
 def test_with_one_query_a_context_sign_flips_are_mcnemar():
     generator = np.random.default_rng(2)
     first, second = (generator.random(300) < share for share in (0.7, 0.62))
-    found = compared(first, second, range(300), proportion=True)
+    found = compared(first, second, range(300), "proportion")
     assert found.test == "exact McNemar"
     assert found.p == pytest.approx(sign_flips(first.astype(float) - second)[0])
     # The interval is the paired t interval of the textbook.
@@ -61,7 +61,7 @@ def test_with_one_query_a_context_sign_flips_are_mcnemar():
 def test_queries_of_one_context_are_no_independent_trials():
     # Each of 12 contexts is remembered by one method only, 8 by the first: 80 queries against 40.
     first = np.repeat([1.0] * 8 + [0.0] * 4, 10)
-    found = compared(first, 1 - first, np.repeat(np.arange(12), 10).tolist(), proportion=True)
+    found = compared(first, 1 - first, np.repeat(np.arange(12), 10).tolist(), "proportion")
     assert found.test == "exact sign flips by context"
     assert found.p == pytest.approx(binomial_tail(12, 8)) and found.p > 0.3
     assert found.low < 0 < found.high
@@ -72,9 +72,9 @@ def test_pairing_tells_apart_what_two_intervals_do_not():
     generator = np.random.default_rng(3)
     hard = generator.random(2000)
     first, second = (hard < 0.70).astype(float), (hard < 0.68).astype(float)
-    paired = compared(first, second, range(2000), proportion=True)
+    paired = compared(first, second, range(2000), "proportion")
     assert paired.p < 1e-6 and paired.low > 0
-    shuffled = compared(first, generator.permutation(second), range(2000), proportion=True)
+    shuffled = compared(first, generator.permutation(second), range(2000), "proportion")
     assert shuffled.value == pytest.approx(paired.value) and shuffled.low < 0
 
 
@@ -89,21 +89,21 @@ def test_seeds_that_differ_as_much_as_methods_make_a_tie():
     tied = significant = 0
     for _ in range(150):
         first, second = (trained(3, 0.7, 0.05, generator) for _ in range(2))
-        found = compared(first, second, clusters, proportion=True)
+        found = compared(first, second, clusters, "proportion")
         tied += verdict(found.value, found.p) == "tied"
-        given = compared(first.mean(axis=0), second.mean(axis=0), clusters, proportion=True)
+        given = compared(first.mean(axis=0), second.mean(axis=0), clusters, "proportion")
         significant += given.p <= 0.05
     assert found.test == "t over seeds and contexts"
     assert tied / 150 >= 0.9, "the same method twice"
     assert significant / 150 > 0.3, "the data are such that taking the seeds for given fails"
-    better = compared(trained(3, 0.9, 0.02, generator), trained(3, 0.6, 0.02, generator), clusters, proportion=True)
+    better = compared(trained(3, 0.9, 0.02, generator), trained(3, 0.6, 0.02, generator), clusters, "proportion")
     assert verdict(better.value, better.p) == "better" and 0.2 < better.low < better.high < 0.4
 
 
 def test_one_seed_can_stand_against_several():
     generator, clusters = np.random.default_rng(5), np.repeat(np.arange(200), 4).tolist()
     several, single = trained(3, 0.8, 0.02, generator), trained(1, 0.6, 0, generator)[0]
-    one, other = (compared(*pair, clusters, proportion=True) for pair in ((several, single), (single, several)))
+    one, other = (compared(*pair, clusters, "proportion") for pair in ((several, single), (single, several)))
     assert one.test == other.test == "t over seeds and contexts"
     assert one.p == pytest.approx(other.p) and one.value == pytest.approx(-other.value)
     assert (one.low, one.high) == pytest.approx((-other.high, -other.low))
@@ -113,10 +113,10 @@ def test_the_difference_of_two_shares_is_no_more_than_all():
     contexts = [0, 0, 1, 1, 2, 2, 3, 3]
     seeds, nothing = np.ones((3, 8)), np.zeros((3, 8))
     seeds[0, :3] = 0  # one seed of the three is worse, so that t has about two degrees of freedom
-    found = compared(seeds, nothing, contexts, proportion=True)
-    free = compared(seeds, nothing, contexts, proportion=False)
+    found = compared(seeds, nothing, contexts, "proportion")
+    free = compared(seeds, nothing, contexts, "mean")
     assert free.high > 1 and (found.low, found.high) == (free.low, 1.0) and found.p == free.p
-    turned = compared(nothing, seeds, contexts, proportion=True)
+    turned = compared(nothing, seeds, contexts, "proportion")
     assert (turned.low, turned.high) == (-1.0, -found.low)
 
 
@@ -133,7 +133,7 @@ def test_the_difference_of_two_shares_is_no_more_than_all():
     ],
 )
 def test_what_cannot_be_known_is_said_with_its_reason_and_never_zero_or_nan(first, second, clusters, value, p, reason):
-    found = compared(first, second, clusters, proportion=True)
+    found = compared(first, second, clusters, "proportion")
     assert (found.value, found.low, found.high, found.reason) == (value, None, None, reason)
     assert found.p is None if p is None else found.p == pytest.approx(p)
     text = found.model_dump_json()
@@ -142,7 +142,7 @@ def test_what_cannot_be_known_is_said_with_its_reason_and_never_zero_or_nan(firs
 
 def test_values_that_are_no_pairs_are_not_taken_for_pairs():
     with pytest.raises(ValueError, match="3 values, 2 to compare them with, and 3 clusters"):
-        compared([1, 0, 1], [1, 0], ["a", "b", "c"], proportion=True)
+        compared([1, 0, 1], [1, 0], ["a", "b", "c"], "proportion")
 
 
 def test_holm_by_hand():

@@ -1,0 +1,106 @@
+"""What the pictures of reproduced figures show, read off the figures; and that they are the same bytes again."""
+
+import json
+from pathlib import Path
+
+import pytest
+from boards import write_run
+
+from gradmem_bench.plotting.parts import save
+from gradmem_bench.plotting.reproductions import picture
+from gradmem_bench.reconstruction import PARTS_FILE
+from gradmem_bench.reporting.reproductions import Line
+from gradmem_bench.reproduction import Experiment, PaperRow
+
+METRIC = "exact_match"
+SCALES = {"tiny": {"about": "Smallest.", "task": "kv_retrieval", "runs": []}}
+
+
+def experiment(report: str) -> Experiment:
+    return Experiment(figure="f", title="A figure", metric=METRIC, report=report, scales=SCALES)
+
+
+def line(folder: Path, name: str, setting: dict, rights: list[int], paper: float | None = None) -> Line:
+    """A row with a record for each of `rights`, the queries of 60 that are right, as seeds 0, 1, ..."""
+    records = {}
+    for seed, right in enumerate(rights):
+        own = folder / f"{name}-{'-'.join(map(str, setting.values()))}-{seed}"
+        records[seed] = own / "run.json", write_run(own, name, right)
+    published = {"method": name, "task": "t", "metric": METRIC, "value": paper, "source": "A paper"}
+    return Line(name, setting, list(records), records, paper=None if paper is None else PaperRow(**published))
+
+
+def points(axes) -> dict[tuple, list[tuple[float, float]]]:
+    """(colour, marker, fill style) -> the points drawn so, left to right."""
+    found: dict[tuple, list[tuple[float, float]]] = {}
+    for one in axes.get_lines():
+        if one.get_linestyle() == "None" and len(one.get_xdata()):
+            look = one.get_color(), one.get_marker(), one.get_fillstyle()
+            own = zip(map(float, one.get_xdata()), map(float, one.get_ydata()), strict=True)
+            found.setdefault(look, []).extend(own)
+    return {look: sorted(own) for look, own in found.items()}
+
+
+def test_every_seed_is_a_point_and_the_means_are_joined(tmp_path):
+    table = [
+        line(tmp_path, "gradmem", {"pairs": 2}, [30, 60], paper=0.25),
+        line(tmp_path, "gradmem", {"pairs": 8}, [15]),
+        line(tmp_path, "rmt", {"pairs": 2}, [6]),
+        line(tmp_path, "rmt", {"pairs": 8}, []),
+    ]
+    [axes] = picture(experiment("rows"), table).axes
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["2", "8"]
+    drawn = points(axes)
+    filled = {look: [score for _, score in own] for look, own in drawn.items() if look[2] == "full"}
+    assert sorted(filled.values()) == [[0.1], [0.5, 1.0, 0.25]]
+    [(_, published)] = [one for look, own in drawn.items() if look[2] == "none" for one in own]
+    assert published == 0.25
+    joined = [
+        list(one.get_ydata()) for one in axes.get_lines() if one.get_linestyle() != "None" and len(one.get_ydata())
+    ]
+    assert joined == [[0.75, 0.25], [0.1]]
+    assert axes.get_legend_handles_labels()[1] == ["gradmem", "rmt", "large, hollow: the paper's"]
+
+
+def test_there_is_no_curve_without_scores_or_with_two_axes(tmp_path):
+    unmade = line(tmp_path, "gradmem", {"pairs": 2}, [])
+    assert picture(experiment("rows"), [unmade]) is None
+    other = line(tmp_path, "gradmem", {"vectors": 2}, [30])
+    assert picture(experiment("rows"), [line(tmp_path, "gradmem", {"pairs": 2}, [30]), other]) is None
+
+
+def test_a_cell_is_the_mean_of_its_seeds(tmp_path):
+    table = [
+        line(tmp_path, "gradmem", {"evaluation_inner_steps": 0}, [0]),
+        line(tmp_path, "gradmem", {"evaluation_inner_steps": 4}, [30, 60]),
+        line(tmp_path, "rmt", {"evaluation_inner_steps": 4}, [15]),
+    ]
+    [axes] = picture(experiment("heat_map"), table).axes
+    assert {text.get_position(): text.get_text() for text in axes.texts} == {
+        (0, 0): "0.00",
+        (1, 0): "0.75",
+        (1, 1): "0.25",
+    }
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["gradmem", "rmt"]
+
+
+def test_losses_of_keys_and_values_have_panels_of_their_own(tmp_path):
+    one = line(tmp_path, "gradmem", {"evaluation_inner_steps": 1}, [30, 60])
+    for seed, (path, _) in one.records.items():
+        nats = {"keys": 1.0 + seed, "values": 3.0 + seed, "marks": 0.0}
+        (path.parent / PARTS_FILE).write_text(json.dumps({"nats_per_token": nats}))
+    keys, values = picture(experiment("losses"), [one]).axes
+    assert list(points(keys).values()) == [[(1.0, 0.5), (2.0, 1.0)]]
+    assert list(points(values).values()) == [[(3.0, 0.5), (4.0, 1.0)]]
+
+
+@pytest.mark.parametrize("report", ["rows", "heat_map"])
+def test_a_picture_of_the_same_runs_is_the_same_bytes(tmp_path, report):
+    name = "pairs" if report == "rows" else "evaluation_inner_steps"
+    table = [line(tmp_path, "gradmem", {name: 2}, [30]), line(tmp_path, "gradmem", {name: 4}, [15])]
+    first, again = (
+        [file.read_bytes() for file in save(picture(experiment(report), table), tmp_path / stem)]
+        for stem in ("first", "again")
+    )
+    assert first == again
+    assert first[0].startswith(b"\x89PNG") and b"<svg" in first[1]
