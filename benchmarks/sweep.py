@@ -125,6 +125,7 @@ def sweep(
         across, label = ("K", "K") if many_steps else (unit, f"{unit} in a context")
         panels = unit if many_steps and len(sizes) > 1 else None
         figure = drawn([one for one in rows if one.get("phase") != "read"], across, label, panels)
-    whole = f"{name}-{arguments.model}-{'-'.join(map(str, sizes))}-b{arguments.batch}-{arguments.device}"
+    every = "-".join(map(str, sizes)), "-".join(map(str, sorted(set(arguments.steps))))
+    whole = f"{name}-{arguments.model}-{every[0]}-k{every[1]}-b{arguments.batch}-{arguments.device}"
     path = publish(whole, arguments, rows, figure, model=arguments.model, batch=arguments.batch)
     console.print(f"record: {path}")

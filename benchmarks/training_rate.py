@@ -90,7 +90,8 @@ def drive(arguments: argparse.Namespace) -> None:
     console = Console()
     console.print(table)
     what = {"pairs": arguments.pairs, "K": arguments.steps, "batch": arguments.batch, "engine": arguments.engine}
-    name = f"training_rate-kv-{arguments.pairs}-b{arguments.batch}-{arguments.device}"
+    shape = f"kv-{arguments.pairs}-k{arguments.steps}-b{arguments.batch}"
+    name = f"training_rate-{shape}-{arguments.engine}-{arguments.device}"
     console.print(f"record: {publish(name, arguments, rows, None, **what)}")
 
 

@@ -95,6 +95,10 @@ class GradMemParameters(VectorParameters):
     def _says_nothing_in_vain(self) -> "GradMemParameters":
         if self.second_order_steps is not None and self.order != "second":
             raise ValueError(f"second_order_steps has no meaning with order '{self.order}', only with 'second'")
+        if self.second_order_steps is not None and self.second_order_steps > self.inner_steps:
+            raise ValueError(
+                f"second_order_steps {self.second_order_steps} is more than inner_steps {self.inner_steps}"
+            )
         if self.learned_inner_learning_rate != "none" and self.order == "none":
             raise ValueError("a learned_inner_learning_rate is not trained with order 'none', only 'second' or 'first'")
         if self.learned_inner_learning_rate == "per_step" and self.inner_steps == 0:

@@ -288,6 +288,7 @@ def test_without_a_meta_gradient_what_write_alone_uses_learns_nothing():
     ("settings", "words"),
     [
         ({"second_order_steps": 1, "order": "first"}, "second_order_steps has no meaning with order 'first'"),
+        ({"second_order_steps": 3, "inner_steps": 2}, "second_order_steps 3 is more than inner_steps 2"),
         ({"learned_inner_learning_rate": "one", "order": "none"}, "is not trained with order 'none'"),
         ({"learned_inner_learning_rate": "per_step", "inner_steps": 0}, "needs inner_steps of at least 1"),
         ({"inner_clip_norm": 0}, "'inner_clip_norm' is 0"),
