@@ -16,8 +16,6 @@ from gradmem_bench.methods.gradmem import GradMem, GradMemParameters
 from gradmem_bench.methods.vectors import vectors_prefix
 
 CONTEXTS, QUERIES, TARGETS = (9, 5), (3, 2, 4), (2, 2, 1)
-
-
 KNOBS = {
     "control": CONTROL,
     "shared": {"projection": "shared"},
@@ -42,12 +40,8 @@ LEARNED = ["one", "per_step", "per_vector"]
 
 def small(order: str = "second", **settings):
     """One layer of GPT-2 in float64: no norm of it goes through float32."""
-    on = load_backbone(
-        BackboneConfig(name="gpt2-1x16", heads=2, max_positions=64, init_std=0.3),
-        key_value_task().tokenizer(),
-        "cpu",
-        1,
-    )
+    shape = BackboneConfig(name="gpt2-1x16", heads=2, max_positions=64, init_std=0.3)
+    on = load_backbone(shape, key_value_task().tokenizer(), "cpu", 1)
     return build("gradmem", on, order=order, inner_learning_rate=0.5, **settings).double().train()
 
 
