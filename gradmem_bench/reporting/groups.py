@@ -27,17 +27,34 @@ def distinct(records: Iterable[RunRecord]) -> tuple[list[RunRecord], dict[str, l
     unlike: dict[str, list[str]] = {}
     found: dict[str, list[RunRecord]] = {}
     by_id: dict[str, str] = {}
-    for record in records:
-        seed = record.training and record.training.seed
-        key = by_id.get(record.run_id) or fingerprint([record.config_hash, seed, recipe(record, {}), _common(record)])
-        by_id[record.run_id] = key
-        found.setdefault(key, []).append(record)
+    records = list(records)
+    plain = [_plain(record) for record in records]
+    said = [
+        fingerprint([record.training and record.training.seed, recipe(record, {}), _common(record)]) for record in plain
+    ]
+    # What was asked for in vain is configured as what was not asked for.
+    unasked = {
+        text: record.config_hash for text, record, one in zip(said, records, plain, strict=True) if one is record
+    }
+    for text, record, one in zip(said, records, plain, strict=True):
+        configured = record.config_hash if one is record else unasked.get(text, record.config_hash)
+        key = by_id.setdefault(record.run_id, fingerprint([text, configured]))
+        found.setdefault(key, []).append(one)
     for key, same in found.items():
         last = kept[key] = same[-1]
         others = [one.run_id for one in same[:-1] if _unlike(one, last)]
         if others:
             unlike[last.run_id] = list(dict.fromkeys(others))
     return list(kept.values()), unlike
+
+
+def _plain(record: RunRecord) -> RunRecord:
+    """K at evaluation that was asked for and is the K of training is what would have been without asking."""
+    parameters = record.method.parameters
+    if "inner_steps" not in parameters or parameters.get("evaluation_inner_steps") != parameters["inner_steps"]:
+        return record
+    method = record.method.model_copy(update={"parameters": parameters | {"evaluation_inner_steps": None}})
+    return record.model_copy(update={"method": method})
 
 
 def _unlike(one: RunRecord, other: RunRecord) -> bool:

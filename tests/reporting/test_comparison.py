@@ -198,6 +198,23 @@ def test_what_differs_in_more_than_the_seed_is_not_one_row(tmp_path):
     assert {len(row.records) for row in table.rows} == {1}, "nor is one whose configuration says that it is another run"
 
 
+def test_steps_at_evaluation_that_are_those_of_training_make_no_second_row():
+    asked = [
+        run_record(run_id=str(steps), config_hash=f"{steps}" * 16, right=right, parameters=both)
+        for steps, right in ((None, 300), (2, 300), (5, 400))
+        for both in [{"inner_steps": 2, "evaluation_inner_steps": steps}]
+    ]
+    [table] = comparison(asked)
+    assert {row.label: row.score for row in table.rows} == {
+        "gradmem (evaluation_inner_steps none)": 300 / 512,
+        "gradmem (evaluation_inner_steps 5)": 400 / 512,
+    }
+    assert "more than once" not in " ".join(table.caption)
+    # Where the two do not agree, that is said.
+    [table] = comparison([asked[0], run_record(run_id="2", right=299, parameters=asked[1].method.parameters)])
+    assert "Found more than once, with unlike records, of which the last counts: 2 (also None)." in table.caption
+
+
 def test_a_failed_swap_test_of_one_seed_marks_the_row(tmp_path):
     first = write_run(tmp_path / "a", answers(0.5, 50, 0))
     failed = first.swap_test.model_copy(update={"passed": False, "outcome": "0.6 were right."})
