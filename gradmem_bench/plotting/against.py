@@ -17,7 +17,7 @@ from gradmem_bench.plotting.parts import (
     new_figure,
     score_axis,
 )
-from gradmem_bench.plotting.recipes import Known, as_trained, evaluation_recipe, labels, training_recipe
+from gradmem_bench.plotting.recipes import Known, as_trained, labels, training_recipe
 from gradmem_bench.reporting.comparison import Comparison
 from gradmem_bench.reporting.rows import Row
 
@@ -93,8 +93,7 @@ def against(
 
 def _series(rows: Sequence[Row], cost: Cost, known: Known) -> tuple[dict[str, list[Row]], list[str]]:
     """The rows by their entry in the legend, at most MOST of methods where that can be, and what was done for it."""
-    said = []
-    chosen = list(_once(rows, known))
+    said, chosen = [], list(rows)
     names = _labels(chosen, cost, known)
     if _entries(chosen, names) > MOST:
         trained = [row for row in chosen if as_trained(row.record)]
@@ -126,15 +125,6 @@ def _series(rows: Sequence[Row], cost: Cost, known: Known) -> tuple[dict[str, li
     if several:
         said.append(f"Points of one look are not all of one recipe: {', '.join(several)}.")
     return series, said
-
-
-def _once(rows: Sequence[Row], known: Known) -> Iterator[Row]:
-    """K at evaluation that was asked for, and the same K by default, are one; the one with more seeds is taken."""
-    groups: dict[str, dict[str, list[Row]]] = {}
-    for row in rows:
-        groups.setdefault(evaluation_recipe(row.record, known), {}).setdefault(row.recipe, []).append(row)
-    for same in groups.values():
-        yield from max(same.values(), key=lambda own: sum(len(row.records) for row in own))
 
 
 def _labels(rows: Sequence[Row], cost: Cost, known: Known) -> list[str]:

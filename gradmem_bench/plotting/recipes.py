@@ -29,12 +29,6 @@ def training_recipe(record: RunRecord, known: Known) -> str:
     return recipe(_evaluated_at(record, None), known)
 
 
-def evaluation_recipe(record: RunRecord, known: Known) -> str:
-    """A fingerprint of all that a person decided but the seed; K = 2 by default and K = 2 as asked for are one."""
-    steps = inner_steps(record)
-    return recipe(record if steps is None else _evaluated_at(record, steps[1]), known)
-
-
 def as_trained(record: RunRecord) -> bool:
     """Whether it was evaluated at the K that it was trained with, or takes no inner steps."""
     steps = inner_steps(record)

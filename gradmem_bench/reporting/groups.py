@@ -11,7 +11,7 @@ from gradmem_bench.config import fingerprint
 from gradmem_bench.errors import UserError
 from gradmem_bench.reporting.caption import shared_backbone
 from gradmem_bench.reporting.labels import setting_text
-from gradmem_bench.reporting.rows import place, recipe
+from gradmem_bench.reporting.rows import place, plain, recipe
 from gradmem_bench.results import RunRecord
 
 _SETTING = "task setting "
@@ -28,15 +28,16 @@ def distinct(records: Iterable[RunRecord]) -> tuple[list[RunRecord], dict[str, l
     found: dict[str, list[RunRecord]] = {}
     by_id: dict[str, str] = {}
     records = list(records)
-    plain = [_plain(record) for record in records]
+    plainly = [plain(record) for record in records]
     said = [
-        fingerprint([record.training and record.training.seed, recipe(record, {}), _common(record)]) for record in plain
+        fingerprint([record.training and record.training.seed, recipe(record, {}), _common(record)])
+        for record in plainly
     ]
     # What was asked for in vain is configured as what was not asked for.
     unasked = {
-        text: record.config_hash for text, record, one in zip(said, records, plain, strict=True) if one is record
+        text: record.config_hash for text, record, one in zip(said, records, plainly, strict=True) if one is record
     }
-    for text, record, one in zip(said, records, plain, strict=True):
+    for text, record, one in zip(said, records, plainly, strict=True):
         configured = record.config_hash if one is record else unasked.get(text, record.config_hash)
         key = by_id.setdefault(record.run_id, fingerprint([text, configured]))
         found.setdefault(key, []).append(one)
@@ -46,15 +47,6 @@ def distinct(records: Iterable[RunRecord]) -> tuple[list[RunRecord], dict[str, l
         if others:
             unlike[last.run_id] = list(dict.fromkeys(others))
     return list(kept.values()), unlike
-
-
-def _plain(record: RunRecord) -> RunRecord:
-    """K at evaluation that was asked for and is the K of training is what would have been without asking."""
-    parameters = record.method.parameters
-    if "inner_steps" not in parameters or parameters.get("evaluation_inner_steps") != parameters["inner_steps"]:
-        return record
-    method = record.method.model_copy(update={"parameters": parameters | {"evaluation_inner_steps": None}})
-    return record.model_copy(update={"method": method})
 
 
 def _unlike(one: RunRecord, other: RunRecord) -> bool:

@@ -162,6 +162,15 @@ def recipe(record: RunRecord, known: Mapping[str, RunRecord]) -> str:
     return fingerprint([record.code.version, method, own, budget, training, record.environment.dtype])
 
 
+def plain(record: RunRecord) -> RunRecord:
+    """K at evaluation that was asked for and is the K of training is what would have been without asking."""
+    parameters = record.method.parameters
+    if "inner_steps" not in parameters or parameters.get("evaluation_inner_steps") != parameters["inner_steps"]:
+        return record
+    method = record.method.model_copy(update={"parameters": parameters | {"evaluation_inner_steps": None}})
+    return record.model_copy(update={"method": method})
+
+
 def place(record: RunRecord) -> str:
     """The name of the folder that a run is kept in."""
     return f"{record.method.name}-{record.config_hash[:8]}"
