@@ -15,7 +15,7 @@ demo: .venv/installed
 	$(DEMO)
 
 test: .venv/installed
-	.venv/bin/pytest
+	.venv/bin/pytest --numprocesses 2 --dist worksteal
 
 lint: .venv/installed
 	.venv/bin/ruff check .

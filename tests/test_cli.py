@@ -219,7 +219,7 @@ def unframed(text: str) -> str:
 def test_what_is_shown_of_a_run_in_a_file_is_one_line_a_validation(tmp_path):
     done = command("run", "--method=gradmem", *TINY, "--output", tmp_path / "runs")
     shown = done.output.split("\n\n")[0].splitlines()
-    assert shown[0].startswith("gradmem on kv_retrieval · llama-1x32  (1/1)")
+    assert shown[0].startswith("1/1  gradmem on kv_retrieval · llama-1x32")
     assert [line.split(" · ")[0].split() for line in shown[1:3]] == [["step", "20"], ["step", "40"]]
     assert all("loss" in line and "validation" in line for line in shown[1:3])
     assert shown[3].strip().startswith("exact match ") and shown[3].endswith("n = 64 · swap test passed")
@@ -268,7 +268,7 @@ def test_profile_shows_what_methods_cost_without_training_them(tmp_path, monkeyp
     assert "No peak: peak memory is measured on CUDA devices" in done.output
     assert " never: one READ takes " in done.output
     # How far it is goes elsewhere.
-    assert "gradmem on kv_retrieval · llama-1x32 · 2 positions  (1/5)" in done.errors
+    assert "1/5  gradmem on kv_retrieval · llama-1x32 · 2 positions" in done.errors
 
 
 def test_a_profile_for_programs_has_what_the_table_has_and_where_it_is_from(five_runs, tmp_path, monkeypatch):

@@ -92,7 +92,7 @@ def test_every_method_is_run_on_every_task(tmp_path, local_task, local_model):
         )
     boxes = next(record for record in records if record.task.name == "boxes")
     assert boxes.task.source.location == "test.jsonl" and boxes.task.normalized_answers
-    assert [f"({number}/4)" in done.output for number in (1, 2, 3, 4)] == [True] * 4
+    assert [f"{number}/4  " in done.output for number in (1, 2, 3, 4)] == [True] * 4
     assert "kv_retrieval · " in done.output and "boxes · " in done.output
 
 

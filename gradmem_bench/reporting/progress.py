@@ -41,8 +41,9 @@ class RunDisplay:
     def begin(self, plan: "Plan", number: int, total: int) -> None:
         """Names the run that starts now."""
         budget = "" if plan.budget == Budget() else f" · {plan.budget}"
+        # The number comes first, where no long path of a backbone can cut it off.
         self.console.rule(
-            f"[bold]{plan.recipe.name}[/] on {plan.task.name} · {plan.backbone.name}{budget}  ({number}/{total})",
+            f"{number}/{total}  [bold]{plan.recipe.name}[/] on {plan.task.name} · {plan.backbone.name}{budget}",
             align="left",
         )
 
