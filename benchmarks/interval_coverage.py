@@ -49,6 +49,8 @@ class Design:
     seeds: int = 1
     seed_spread: float = 0.0
     """Standard deviation of what a seed adds to a method, where a single answer's own noise has 1."""
+    other_seed_spread: float | None = None
+    """That of the second method, where it is not the first's."""
 
     def clusters(self, generator: Generator) -> np.ndarray:
         """(n,), the context of each query."""
@@ -76,6 +78,11 @@ TWO_METHODS = [
 SKEWED = [Design(k, (1, 9), 0.0) for k in (20, 50, 100, 400)]
 SEEDS = [Design(200, (4, 4), 0.7, seeds=s, seed_spread=spread) for s in (2, 3, 5) for spread in (0.0, 0.1, 0.3)]
 SEEDS += [Design(200, (4, 4), p, seeds=s, seed_spread=1.0) for p in (0.7, 0.95) for s in (3, 5)]
+SEEDS += [
+    Design(200, (4, 4), 0.7, seeds=s, seed_spread=spread, other_seed_spread=other)
+    for s in (2, 3, 5)
+    for spread, other in ((0.1, 0.0), (0.3, 0.0), (1.0, 0.1))
+]
 STUCK, LEARNED, STUCK_SHARE = 0.26, 0.95, 1 / 3
 """Of trainings that stay on a plateau or leave it: the score of either, and how many stay."""
 PLATEAUS = [Design(200, (4, 4), STUCK_SHARE * STUCK + (1 - STUCK_SHARE) * LEARNED, seeds=s) for s in (3, 5, 10)]
@@ -121,11 +128,12 @@ def answers(design: Design, generator: Generator) -> tuple[np.ndarray, np.ndarra
     clusters = design.clusters(generator)
     k, n = design.contexts, len(clusters)
     shared = 0.5 * generator.normal(size=k)[clusters] + generator.normal(size=n)
-    deviation = np.sqrt(0.5**2 + 1 + 0.5**2 + design.seed_spread**2 + 1)
+    other = design.seed_spread if design.other_seed_spread is None else design.other_seed_spread
     both = []
-    for score in (design.score, design.score - design.difference):
+    for score, spread in ((design.score, design.seed_spread), (design.score - design.difference, other)):
         noise = shared + 0.5 * generator.normal(size=k)[clusters] + generator.normal(size=(design.seeds, n))
-        noise += design.seed_spread * generator.normal(size=(design.seeds, 1))
+        noise += spread * generator.normal(size=(design.seeds, 1))
+        deviation = np.sqrt(0.5**2 + 1 + 0.5**2 + spread**2 + 1)
         both.append((noise < ndtri(score) * deviation).astype(float))
     return both[0], both[1], clusters
 

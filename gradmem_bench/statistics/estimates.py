@@ -111,7 +111,7 @@ def _interval(scores: "ndarray", members: "ndarray", value: float, kind: Kind, l
     found = spread([arm(scores, members)])
     if sqrt(found.variance) <= ROUNDING * max(1.0, abs(value)):
         return value, value
-    t = found.cautious_t(level)
+    t = -found.quantile((1 - level) / 2)
     half = t * sqrt(found.variance)
     if kind == "amount" and value > 0:
         factor = exp(half / value)

@@ -50,8 +50,8 @@ def compared(
 ) -> Difference:
     """The mean of `first` less that of `second`, paired by example and clustered by context.
 
-    The interval is t times the standard error of `variance.spread`, and of proportions no further than -1 and 1. The
-    test, of a single seed each:
+    The interval is a quantile of t times the standard error of `variance.spread`, and of proportions no further than -1
+    and 1. The test, of a single seed each:
 
     - `mcnemar` for ones and zeros with one query a context;
     - `sign_flips` for anything else.
@@ -62,8 +62,8 @@ def compared(
     5 %, see docs/statistics.md). Flipping the signs of whole contexts keeps the queries of a context together; with
     one query a context it is McNemar's test, flip for flip.
 
-    With more than one seed on either side neither test would do, for both hold the trained weights fixed; there the
-    test is t with the degrees of freedom of `variance.spread`, which has the seeds in it.
+    With more than one seed on either side neither test would do, for both hold the trained weights fixed; there p is
+    where an interval ends at 0, by the variance and the quantiles of `variance.spread`, which has the seeds in it.
 
     Args:
         first, second: (n,), or (S, n) with a row for each seed; the columns are the same examples.
@@ -71,7 +71,6 @@ def compared(
         kind: what the values are, of both methods alike.
     """
     import numpy as np
-    from scipy.special import stdtr, stdtrit
 
     one, other = (np.atleast_2d(np.asarray(values, dtype=np.float64)) for values in (first, second))
     n = one.shape[1]
@@ -104,11 +103,10 @@ def compared(
     elif exact:
         tested = {}
     else:
-        p = 2 * float(stdtr(found.freedom, -abs(value) / error))
-        tested = {"p": max(p, float_info.min), "test": "t over seeds and contexts"}
+        tested = {"p": found.p(value), "test": "t over seeds and contexts"}
     if exact:
         return difference("the difference is the same in every context", value, **tested)
-    half = float(stdtrit(found.freedom, (1 + level) / 2)) * error
+    half = -found.quantile((1 - level) / 2) * error
     low, high = value - half, value + half
     if kind == "proportion":
         low, high = max(-1.0, low), min(1.0, high)

@@ -2,42 +2,66 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from math import exp, log, sqrt
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from numpy import ndarray
 
-# numpy is imported where it is used: records hold Estimates, and listing records must stay quick.
+# numpy and scipy are imported where they are used: records hold Estimates, and listing records must stay quick.
+
+_LEAST = 1e-100
+"""The smallest tail that is looked into; quantiles of t beyond it leave the range of floats."""
 
 
 @dataclass(frozen=True)
 class Spread:
     """The variance of an estimate, and how well it is known."""
 
-    parts: tuple[tuple[float, float], ...]
-    """What the variance is the sum of, each with its degrees of freedom: at least 1, not necessarily whole."""
+    contexts: tuple[float, float]
+    """What it owes to the contexts: a variance, and its degrees of freedom (1 or more, not necessarily whole)."""
+    seeds: tuple[tuple[float, float], ...] = ()
+    """Likewise what it owes to the seeds of each arm that has several."""
 
     @property
     def variance(self) -> float:
-        return sum(part for part, _ in self.parts)
+        return self.contexts[0] + sum(part for part, _ in self.seeds)
 
-    @property
-    def freedom(self) -> float:
-        """Degrees of freedom of the whole, for Student's t, by Satterthwaite's rule; 1 without any variance."""
-        whole = self.variance
-        # Scaled, since squares of small variances leave the range of floats.
-        return 1 / sum((part / whole) ** 2 / freedom for part, freedom in self.parts) if whole else 1.0
+    def quantile(self, tail: float) -> float:
+        """What a mean over its standard error falls below by chance with probability `tail`, at most 1/2; so 0 or less.
 
-    def cautious_t(self, level: float) -> float:
-        """The parts' own quantiles of t, weighted by their variances (Cochran and Cox, "Experimental Designs", 1957).
+        Where contexts alone vary it is Student's t; where they and seeds do, with the normal quantile z,
 
-        Satterthwaite's rule is too sure of one method's mean: two or three seeds that happen to agree make their part
-        look small, and many degrees of freedom with it, just where the mean of these seeds is far from that of others.
+            z + sum_i (t(f_i) - z) r_i ** (2 - 1 / f_i)
+
+        over both sources, with r_i the share of the variance and f_i the degrees of freedom of each. With many degrees
+        of freedom the exponent is 2, that of Welch's expansion ("The generalization of Student's problem when several
+        different population variances are involved", Biometrika 34, 1947); with one it is 1, which is the rule of
+        Cochran and Cox ("Experimental Designs", 1957). Where the variances are normal's and contexts are many, an
+        interval of 95 % holds the truth in 94.3 to 96.0 % at three seeds and in 93.9 to 97.8 % at two, whatever r;
+        by Satterthwaite's rule in 92.2 to 95.0 and 87.2 to 95.1 %, since few seeds that happen to agree are believed.
         """
-        from scipy.special import stdtrit
+        from scipy.special import ndtri, stdtrit
 
-        quantiles = [float(stdtrit(freedom, (1 + level) / 2)) for _, freedom in self.parts]
-        return sum(part * t for (part, _), t in zip(self.parts, quantiles, strict=True)) / self.variance
+        sources = [self.contexts]
+        if of_seeds := sum(part for part, _ in self.seeds):
+            # Two arms' seeds are one source, by Satterthwaite's rule, which is as good as any where both have as many.
+            sources.append((of_seeds, 1 / sum((part / of_seeds) ** 2 / freedom for part, freedom in self.seeds)))
+        whole, normal = self.variance, float(ndtri(tail))
+        found = normal
+        for part, freedom in sources:
+            if part > 0:
+                found += (float(stdtrit(freedom, tail)) - normal) * (part / whole) ** (2 - 1 / freedom)
+        return found
+
+    def p(self, deviation: float) -> float:
+        """How often chance alone takes a mean that is 0 further than `deviation` from it, to either side."""
+        from scipy.optimize import brentq
+
+        below = -abs(deviation) / sqrt(self.variance)
+        if below <= self.quantile(_LEAST):
+            return 2 * _LEAST
+        return 2 * exp(brentq(lambda logarithm: self.quantile(exp(logarithm)) - below, log(_LEAST), log(0.5)))
 
 
 @dataclass(frozen=True)
@@ -110,14 +134,14 @@ def spread(arms: Sequence[Arm]) -> Spread:
     shares = sum(sign * one.shares.mean(axis=0) for sign, one in zip(signs, arms, strict=True))
     squares = shares**2
     contexts = correction * squares.sum()
-    parts, interaction = [], 0.0
+    of_seeds, interaction, of_contexts = [], 0.0, (0.0, 1.0)
     for one in arms:
         if one.seeds > 1:
-            parts.append((float(one.means.var(ddof=1)) / one.seeds, one.seeds - 1))
+            of_seeds.append((float(one.means.var(ddof=1)) / one.seeds, one.seeds - 1))
             rest = one.shares - one.shares.mean(axis=0)
             interaction += correction * (rest**2).sum() / (one.seeds - 1) / one.seeds
     if contexts > 0:
         concentration = (squares**2).sum() / squares.sum() ** 2 - 1 / k
         freedom = float(np.clip(2 / max(concentration, 1e-9), 1, k - 1))
-        parts.append((max(0.0, float(contexts - interaction)), freedom))
-    return Spread(tuple(parts))
+        of_contexts = max(0.0, float(contexts - interaction)), freedom
+    return Spread(of_contexts, tuple(of_seeds))
