@@ -318,7 +318,7 @@ def test_a_row_is_compared_under_its_own_bound(tmp_path):
 
 def test_a_comparison_fits_the_terminal():
     [table] = tables(PUBLISHED, baseline="gradmem")
-    cells = ("−0.616 [−0.843, −0.389]", "baseline", "worse", "0.023", "59.5 M", "600, 3 min", "2.62 T", "not run")
+    cells = ("−0.616 [−0.844, −0.388]", "baseline", "worse", "0.024", "59.5 M", "600, 3 min", "2.62 T", "not run")
     parts = {}
     for width in (80, 110, 200):
         text = drawn(table, width)
@@ -339,7 +339,7 @@ def test_latex_is_a_tabular_with_every_character_escaped():
     assert text.count("{") == text.count("}")
     assert not re.findall(r"[^\x00-\x7f]", text)
     done = command("compare", PUBLISHED, "--format=latex", "--baseline=rmt")
-    assert done.code == 0 and r"$-$0.067 [$-$0.079, $-$0.055]" in done.output
+    assert done.code == 0 and r"$-$0.067 [$-$0.080, $-$0.055]" in done.output
 
 
 def test_without_a_baseline_nothing_is_compared():
