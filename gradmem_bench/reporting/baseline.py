@@ -64,10 +64,16 @@ def _same_method(row: Row, other: Row) -> bool:
     return row.recipe == other.recipe
 
 
+def _same_trainings(row: Row, other: Row) -> bool:
+    """Whether both are the same trained weights, seed for seed: their trainings agree to the microsecond."""
+    trainings = [[record.training for record in one.records] for one in (row, other)]
+    return None not in trainings[0] and trainings[0] == trainings[1]
+
+
 def _difference(row: Row, other: Row, name: str, examples: Examples) -> Difference:
     values, contexts = examples.scores([*row.records, *other.records], name, "Without --baseline it is not needed.")
     mine, others = values[: len(row.records)], values[len(row.records) :]
-    found = compared(mine, others, contexts, METRICS[name].kind)
+    found = compared(mine, others, contexts, METRICS[name].kind, same_trainings=_same_trainings(row, other))
     unknown = {"low": None, "high": None, "p": None, "test": ""}
     if any(one.metric(name) is None or one.metric(name).value is None for one in (row, other)):
         return found.model_copy(update=unknown | {"value": None, "reason": "one of the two has no score"})

@@ -47,6 +47,7 @@ def compared(
     clusters: Sequence[Hashable],
     kind: Kind,
     level: float = 0.95,
+    same_trainings: bool = False,
 ) -> Difference:
     """The mean of `first` less that of `second`, paired by example and clustered by context.
 
@@ -64,11 +65,14 @@ def compared(
 
     With more than one seed on either side neither test would do, for both hold the trained weights fixed; there p is
     where an interval ends at 0, by the variance and the quantiles of `variance.spread`, which has the seeds in it.
+    Where both are the same trainings, evaluated in two ways, their rows are pairs as the examples are: what varies is
+    how far a training moves, and not how good it is.
 
     Args:
         first, second: (n,), or (S, n) with a row for each seed; the columns are the same examples.
         clusters: (n,), the context of each.
         kind: what the values are, of both methods alike.
+        same_trainings: whether row s of both is one training, evaluated in two ways.
     """
     import numpy as np
 
@@ -90,7 +94,10 @@ def compared(
     if k == 1:
         return difference("all queries belong to one context", value)
     members = members_of(clusters)
-    found = spread([arm(one, members), arm(other, members)])
+    if same_trainings:
+        found, test = spread([arm(one - other, members)]), "t over seeds and contexts, paired by training"
+    else:
+        found, test = spread([arm(one, members), arm(other, members)]), "t over seeds and contexts"
     error = sqrt(found.variance)
     exact = error <= ROUNDING * max(1.0, float(np.abs(one).max()), float(np.abs(other).max()))
     if len(one) == len(other) == 1:
@@ -103,7 +110,7 @@ def compared(
     elif exact:
         tested = {}
     else:
-        tested = {"p": found.p(value), "test": "t over seeds and contexts"}
+        tested = {"p": found.p(value), "test": test}
     if exact:
         return difference("the difference is the same in every context", value, **tested)
     half = -found.quantile((1 - level) / 2) * error

@@ -123,8 +123,8 @@ def spread(arms: Sequence[Arm]) -> Spread:
     freedom of each part are those of Hillis ("A comparison of denominator degrees of freedom methods for
     multiple observer ROC analysis", Statistics in Medicine 26, 2007), where readers stand for seeds and cases for
     contexts. The degrees of freedom of the contexts' part come from the kurtosis of g: k - 1 where all contexts weigh
-    alike, few where the variance hangs on a few of them. An arm of one seed adds nothing: what is said then holds for
-    that seed's training only.
+    alike, few where the variance hangs on a few of them. Seeds whose means are exactly the same count nothing twice. An
+    arm of one seed adds nothing: what is said then holds for that seed's training only.
     """
     import numpy as np
 
@@ -143,5 +143,6 @@ def spread(arms: Sequence[Arm]) -> Spread:
     if contexts > 0:
         concentration = (squares**2).sum() / squares.sum() ** 2 - 1 / k
         freedom = float(np.clip(2 / max(concentration, 1e-9), 1, k - 1))
-        of_contexts = max(0.0, float(contexts - interaction)), freedom
+        twice = interaction if any(part for part, _ in of_seeds) else 0.0
+        of_contexts = max(0.0, float(contexts - twice)), freedom
     return Spread(of_contexts, tuple(of_seeds))

@@ -54,6 +54,19 @@ def test_published_runs_of_one_method_are_tied_and_two_methods_are_not():
     assert verdicts["full_kv"] == "better" and verdicts["gradmem (seed 0)"] is None
 
 
+def test_another_k_at_evaluation_is_paired_by_training_and_another_method_is_not():
+    folder = PUBLISHED.parent / "small" / "kv_small"
+    two, ten = ("1c9f082d", "71d9aa67", "c8a6b174"), ("0d588f6f", "8b5d9799", "5c194495")
+    names = [*(f"gradmem-{one}" for one in (*two, *ten)), "rmt-01a2bbc4", "rmt-072e4274", "rmt-86bb78d6"]
+    rows = compared_rows(*(folder / name for name in names), "--baseline=gradmem (evaluation_inner_steps none)")
+    more, other = rows["gradmem (evaluation_inner_steps 10)"], rows["rmt"]
+    assert more["exact_match_difference_test"] == "t over seeds and contexts, paired by training"
+    assert other["exact_match_difference_test"] == "t over seeds and contexts"
+    # Seeds from 0.84 to 1.00, none of which ten steps move by more than 0.011.
+    assert more["exact_match_difference_high"] - more["exact_match_difference_low"] < 0.05
+    assert other["exact_match_difference_high"] - other["exact_match_difference_low"] > 0.2
+
+
 def test_seeds_are_one_row_and_their_spread_is_in_its_interval():
     rows = compared_rows(PUBLISHED, "--baseline=rmt")
     records = {record.run_id: record for record in find_records([PUBLISHED]).values()}

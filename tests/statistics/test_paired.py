@@ -109,6 +109,28 @@ def test_one_seed_can_stand_against_several():
     assert (one.low, one.high) == pytest.approx((-other.high, -other.low))
 
 
+def test_two_evaluations_of_the_same_trainings_are_pairs():
+    generator, clusters = np.random.default_rng(7), np.repeat(np.arange(200), 4).tolist()
+    # Trainings that differ much, each of which the second evaluation moves by as little as the others.
+    before = np.concatenate([trained(1, score, 0, generator) for score in (0.5, 0.7, 0.9)])
+    after = np.where(generator.random(before.shape) < 0.2, 1.0, before)
+    apart = compared(after, before, clusters, "proportion")
+    paired = compared(after, before, clusters, "proportion", same_trainings=True)
+    assert paired.test == "t over seeds and contexts, paired by training" and paired.value == apart.value
+    assert verdict(apart.value, apart.p) == "tied" and paired.high - paired.low < (apart.high - apart.low) / 3
+    gains = (after - before).mean(axis=1)
+    # Nearly all of the variance is the seeds': t of the three gains, with two degrees of freedom.
+    assert (paired.high - paired.low) / 2 == pytest.approx(4.303 * gains.std(ddof=1) / math.sqrt(3), rel=0.15)
+
+
+def test_seeds_of_exactly_one_mean_still_have_contexts_that_vary():
+    first = np.array([[1, 0, 1, 0, 1, 1], [0, 1, 1, 0, 1, 1], [1, 0, 0, 1, 1, 1]], dtype=float)
+    found = compared(first, np.zeros((3, 6)), list("abcdef"), "mean", same_trainings=True)
+    shares = first.mean(axis=0) - first.mean()
+    error = math.sqrt(6 / 5 * (shares**2).sum()) / 6
+    assert found.reason is None and found.low < found.value - 1.9 * error < found.value + 1.9 * error < found.high
+
+
 def test_the_difference_of_two_shares_is_no_more_than_all():
     contexts = [0, 0, 1, 1, 2, 2, 3, 3]
     seeds, nothing = np.ones((3, 8)), np.zeros((3, 8))
