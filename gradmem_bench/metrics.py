@@ -31,6 +31,9 @@ class Metric:
 
 METRICS: dict[str, Metric] = {
     "exact_match": Metric(1, "proportion", "share of queries", "The generated answer equals one of the targets."),
+    "unseen_exact_match": Metric(
+        1, "proportion", "share of queries", "Exact match of the queries that were not trained on with their context."
+    ),
     "f1": Metric(
         1, "proportion", "0 to 1", "Words (of symbols: characters) shared by the generated answer and a target."
     ),

@@ -71,7 +71,9 @@ def perform(plan: Plan, output: Path, display: RunDisplay) -> RunRecord:
         raise UserError(f"The folder {folder} cannot be made: {error.strerror}; name another --output.") from None
     training = _trained(plan, method, stages, folder, accelerator, display, initial_checkpoint)
     evaluator = Evaluator(method, plan.task, _EVALUATION_BATCH, plan.budget, accelerator.autocast)
-    rows = _evaluated(evaluator, encoded, folder, plan.config_hash, display)
+    with display.working("which queries were trained on"):
+        seen = plan.task.seen_in_training(plan.split)
+    rows = _evaluated(evaluator, encoded, seen, folder, plan.config_hash, display)
     with display.working("swap test"):
         swap = swap_test(evaluator, encoded[:_SWAPPED_DOCUMENTS])
     with display.measuring() as report:
@@ -244,7 +246,12 @@ def save_method(plan: Plan, method: MemoryMethod, training: TrainingRecord, prog
 
 
 def _evaluated(
-    evaluator: Evaluator, encoded: Sequence[EncodedDocument], folder: Path, key: str, display: RunDisplay
+    evaluator: Evaluator,
+    encoded: Sequence[EncodedDocument],
+    seen: frozenset[str] | None,
+    folder: Path,
+    key: str,
+    display: RunDisplay,
 ) -> list[ExampleRow]:
     log = ExampleLog(folder, key)
     # Whole batches of all documents, whatever was done before: in another batch a row may differ in its last digit.
@@ -255,7 +262,10 @@ def _evaluated(
     ]
     with display.evaluation(len(encoded), len(encoded) - sum(map(len, missing))) as advance:
         for batch in missing:
-            log.append(evaluator.rows(batch))
+            made = evaluator.rows(batch)
+            if seen is not None:
+                made = [row.model_copy(update={"seen_in_training": row.example_id in seen}) for row in made]
+            log.append(made)
             advance(len(batch))
     rows = log.rows
     log.finish()

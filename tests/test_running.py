@@ -22,7 +22,8 @@ def test_a_run_leaves_a_complete_record_and_its_rows(five_runs, method):
     for name in METRICS:
         values = [getattr(row, name) for row in rows if getattr(row, name) is not None]
         if not values:
-            assert name not in record.metrics and name in ("reconstruction_nats_per_token", "task_score")
+            assert name not in record.metrics
+            assert name in ("reconstruction_nats_per_token", "task_score", "unseen_exact_match")
             continue
         found = record.metrics[name]
         assert (found.value, found.n, found.version) == (
@@ -110,6 +111,26 @@ def test_contexts_that_are_too_long_are_cut_and_counted(tmp_path, local_task, lo
     assert (record.task.contexts, record.task.truncated_contexts) == (14, 5)
     assert record.footprint.read_positions.max + 4 + 32 <= 128  # the query, the longest answer
     assert "Contexts cut to fit the backbone: full_kv 5 of 14." in done.output
+
+
+def test_queries_that_were_trained_on_are_counted_and_the_others_scored_apart(tmp_path, local_task, local_model):
+    data = {name: (local_task.parent / f"{name}.jsonl").read_text().splitlines() for name in ("train", "test")}
+    # Four of the 18 questions, and a fifth with its context that asks something else.
+    other = json.loads(data["test"][10]) | {"query": "?other:"}
+    rows = [*data["train"], *data["test"][:4], json.dumps(other)]
+    (local_task.parent / "train.jsonl").write_text("\n".join(rows) + "\n")
+    run = ["run", "--method=full_kv", "--task", local_task, "--backbone", local_model, "--output", tmp_path / "r"]
+    done = command(*run, "--set=training.steps=40", "--seed=1")
+    assert (done.code, done.errors) == (0, "")
+    folder = only_run(tmp_path / "r")
+    seen = [row.seen_in_training for row in read_examples(folder)]
+    assert seen == [True] * 4 + [False] * 14
+    others = [row.exact_match for row in read_examples(folder)[4:]]
+    found = read_record(folder / "run.json").metrics["unseen_exact_match"]
+    assert (found.value, found.n) == (sum(others) / 14, 14)
+    assert f"exact match {found.value:.3f} of the 14 queries that are not in the training data too" in done.output
+    told = " ".join(done.output.split())
+    assert "4 of the 18 queries stand in the training data too, with their contexts. Exact match of the 14" in told
 
 
 def test_a_budget_is_kept_to(tmp_path):

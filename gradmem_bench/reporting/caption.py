@@ -40,6 +40,7 @@ def caption(
     }
     records = [record for row in rows.values() for record in row.records]
     yield from _what(rows)
+    yield from _seen_line(rows)
     if unlike:
         texts = [one if set(others) == {one} else f"{one} (also {', '.join(others)})" for one, others in unlike.items()]
         yield f"Found more than once, with unlike records, of which the last counts: {', '.join(texts)}."
@@ -105,6 +106,24 @@ def _what(rows: dict[str, Row]) -> Iterable[str]:
     for label, row in rows.items():
         if row.record.method.own_backbone and row.record.backbone != backbone:
             yield f"{label} is a language model itself: {_described(row.record.backbone)}."
+
+
+def _seen_line(rows: dict[str, Row]) -> Iterable[str]:
+    """What of the score may be answered from the weights, and what is left without that."""
+    others = {label: found for label, row in rows.items() if (found := row.metric("unseen_exact_match"))}
+    if not others:
+        return
+    one = next(row.record for label, row in rows.items() if label in others)
+    left = one.metrics["unseen_exact_match"].n
+    scores = [
+        f"{label} {_number(found.value)}"
+        + (f" [{_number(found.low)}, {_number(found.high)}]" if found.low is not None else "")
+        for label, found in others.items()
+    ]
+    yield (
+        f"{one.task.queries - left:,} of the {one.task.queries:,} queries stand in the training data too, with their "
+        f"contexts. Exact match of the {left:,} others: {', '.join(scores)}."
+    )
 
 
 def shared_backbone(records: Iterable[RunRecord]) -> BackboneRecord:

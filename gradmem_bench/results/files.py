@@ -18,6 +18,8 @@ from gradmem_bench.config import validated
 from gradmem_bench.errors import LeftOut, UserError
 from gradmem_bench.results.schema import SCHEMA_VERSION, ExampleRow, RunRecord
 
+_MAY_BE_MISSING = (float | None, str | None, bool | None)
+
 # pyarrow is imported where it is used: listing records must stay quick.
 
 
@@ -194,6 +196,7 @@ def _write_table(rows: list[ExampleRow], key: str, path: Path) -> None:
         str: pa.string(),
         str | None: pa.string(),
         bool: pa.bool_(),
+        bool | None: pa.bool_(),
         int: pa.int64(),
         float: pa.float64(),
         float | None: pa.float64(),
@@ -232,7 +235,7 @@ def _rows_without_schema(found: list[dict[str, Any]]) -> list[ExampleRow] | None
     fields = ExampleRow.model_fields
 
     def kept(name: str, value: Any) -> Any:
-        missing = isinstance(value, float) and isnan(value) and fields[name].annotation in (float | None, str | None)
+        missing = isinstance(value, float) and isnan(value) and fields[name].annotation in _MAY_BE_MISSING
         return None if missing else value
 
     try:

@@ -308,6 +308,9 @@ class ExampleRow(StrictModel):
     targets: list[str]
     """Every accepted answer."""
     exact_match: bool
+    seen_in_training: bool | None = None
+    """Whether the training data hold this query with this context; `None` where that is not known: of generated data,
+    and in rows from before it was looked at."""
     f1: float = Field(ge=0, le=1)
     teacher_forced_exact_match: bool
     token_accuracy: float = Field(ge=0, le=1)
@@ -328,3 +331,8 @@ class ExampleRow(StrictModel):
     """Serialised payload of the context's state."""
     read_positions: int
     """Positions before the query."""
+
+    @property
+    def unseen_exact_match(self) -> bool | None:
+        """The exact match of a query that was not trained on with its context; `None` of all others."""
+        return self.exact_match if self.seen_in_training is False else None

@@ -10,13 +10,16 @@ from gradmem_bench.statistics import estimate
 
 
 def metric_results(rows: Sequence[ExampleRow]) -> dict[str, MetricResult]:
-    """Every metric over the rows, clustered by context. One that belongs to a context counts once for each."""
+    """Every metric over the rows, clustered by context. One that belongs to a context counts once for each.
+
+    That of unseen queries is there where some were seen.
+    """
     results = {}
     for name, metric in METRICS.items():
         counted = [row for row in rows if getattr(row, name) is not None]
         if name == "reconstruction_nats_per_token":
             counted = list({row.context_id: row for row in counted}.values())
-        if not counted:
+        if not counted or (name == "unseen_exact_match" and len(counted) == len(rows)):
             continue
         values = [float(getattr(row, name)) for row in counted]
         result = estimate(values, [row.context_id for row in counted], metric.kind)

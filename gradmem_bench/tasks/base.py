@@ -122,6 +122,10 @@ class Task(ABC):
     def source(self, split: Split) -> Source:
         """Where `documents(split)` comes from."""
 
+    def seen_in_training(self, split: Split) -> frozenset[str] | None:
+        """Ids of the split's queries that `documents("train")` hold with the same context; `None`: not known."""
+        return None
+
     def tokenizer(self) -> "PreTrainedTokenizerBase | None":
         """The task's own tokenizer for backbones that have none, or `None`."""
         return None

@@ -66,6 +66,23 @@ class SplitTask(Task):
         held_out = set(sorted(document.id for document in documents)[:count])
         return [document for document in documents if (document.id in held_out) == plan.held_out]
 
+    def seen_in_training(self, split: Split) -> frozenset[str] | None:
+        """Ids of the split's queries that the train split has too, by the letter; `None` where there is no train split.
+
+        Data sets repeat themselves: of bAbI's QA4, which has few possible stories, most reported questions are seen.
+        """
+        try:
+            trained = self.documents("train")
+        except UserError:
+            return None
+        seen = {(document.id, query.text) for document in trained for query in document.queries}
+        return frozenset(
+            query.id
+            for document in self.documents(split)
+            for query in document.queries
+            if (document.id, query.text) in seen
+        )
+
     def _all(self, data_split: str) -> list[Document]:
         if data_split not in self._grouped:
             self._grouped[data_split] = self._group(data_split)

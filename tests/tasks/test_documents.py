@@ -286,3 +286,23 @@ def test_a_column_that_process_docs_needs_and_a_file_that_is_missing_are_named(t
 def test_a_template_that_is_none_is_named(tmp_path):
     with pytest.raises(UserError, match="mine.yaml: doc_to_text is no jinja2 template"):
         local_task(tmp_path, doc_to_text="{{query").documents("test")
+
+
+def test_a_query_is_seen_where_train_has_it_with_its_context_and_what_is_held_out_is_not_train(folder):
+    train = stories(40)
+    again = [train[index] | {"target": "whatever"} for index in range(0, 80, 3)]
+    (folder / "train.jsonl").write_text(lines(train))
+    (folder / "valid.jsonl").write_text(lines([*again, *stories(2, start=100), train[0] | {"query": "Which c?"}]))
+    task = load_task(declare(folder.parent, dataset_path="someone/mine", test_split=None))
+    trained = {document.context for document in task.documents("train")}
+    assert 0 < len(trained) < 40
+    expected = {f"valid-{number}" for number, row in enumerate(again) if row["context"] in trained}
+    assert task.seen_in_training("test") == expected
+    assert not task.seen_in_training("validation")
+
+
+def test_what_was_seen_is_not_known_without_training_data(tmp_path):
+    (tmp_path / "test.jsonl").write_text(lines(ROWS))
+    files = {"data_files": {"test": "test.jsonl"}}
+    task = load_task(declare(tmp_path, dataset_path="json", dataset_kwargs=files, training_split=None))
+    assert task.seen_in_training("test") is None
