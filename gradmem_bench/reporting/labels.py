@@ -31,7 +31,12 @@ def labels(rows: "Sequence[Row]", seed_first: bool) -> list[str]:
         # Seed last, as in "gradmem (inner_steps 5, seed 1)".
         parts.sort(key=lambda name: name == "seed")
         short = short_names(names)
-        texts = [mine[name] if name == "run" else f"{short[name]} {_of(mine, name)}" for name in parts]
+        texts = [
+            mine[name] if name == "run" else f"{short[name]} {_of(mine, name)}"
+            for name in parts
+            # Evaluated as it was trained: that goes without saying, beside rows with another K.
+            if not (name.endswith(".evaluation_inner_steps") and _of(mine, name) == "none")
+        ]
         found.append(f"{_name(row)} ({', '.join(texts)})" if texts else _name(row))
     return found
 

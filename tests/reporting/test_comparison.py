@@ -58,7 +58,7 @@ def test_another_k_at_evaluation_is_paired_by_training_and_another_method_is_not
     folder = PUBLISHED.parent / "small" / "kv_small"
     two, ten = ("1c9f082d", "71d9aa67", "c8a6b174"), ("0d588f6f", "8b5d9799", "5c194495")
     names = [*(f"gradmem-{one}" for one in (*two, *ten)), "rmt-01a2bbc4", "rmt-072e4274", "rmt-86bb78d6"]
-    rows = compared_rows(*(folder / name for name in names), "--baseline=gradmem (evaluation_inner_steps none)")
+    rows = compared_rows(*(folder / name for name in names), "--baseline=gradmem")
     more, other = rows["gradmem (evaluation_inner_steps 10)"], rows["rmt"]
     assert more["exact_match_difference_test"] == "t over seeds and contexts, paired by training"
     assert other["exact_match_difference_test"] == "t over seeds and contexts"
@@ -219,7 +219,7 @@ def test_steps_at_evaluation_that_are_those_of_training_make_no_second_row():
     ]
     [table] = comparison(asked)
     assert {row.label: row.score for row in table.rows} == {
-        "gradmem (evaluation_inner_steps none)": 300 / 512,
+        "gradmem": 300 / 512,
         "gradmem (evaluation_inner_steps 5)": 400 / 512,
     }
     assert "more than once" not in " ".join(table.caption)
