@@ -45,11 +45,18 @@ def compare(
     from gradmem_bench.reporting import formats
     from gradmem_bench.reporting.comparison import comparison
     from gradmem_bench.reporting.tables import to_rich
-    from gradmem_bench.results import read_examples
+    from gradmem_bench.results import ancestors, read_examples
 
     records = records_of(runs)
     folders = {record.run_id: path.parent for path, record in records.items()}
-    tables = comparison(records.values(), by, baseline, each_seed, lambda record: read_examples(folders[record.run_id]))
+    tables = comparison(
+        records.values(),
+        by,
+        baseline,
+        each_seed,
+        lambda record: read_examples(folders[record.run_id]),
+        ancestors(records),
+    )
     if format == Format.table:
         console = Console()
         for index, table in enumerate(tables):

@@ -66,6 +66,7 @@ def comparison(
     baseline: str | None = None,
     each_seed: bool = False,
     examples: Callable[[RunRecord], Sequence[ExampleRow]] | None = None,
+    ancestors: Mapping[str, RunRecord] | None = None,
 ) -> list[Comparison]:
     """The tables that `records` make, sorted by task.
 
@@ -75,6 +76,8 @@ def comparison(
         baseline: the method, or the label of the row, that the others are compared with, query by query.
         each_seed: gives every seed a row, in place of one row for all seeds of a method.
         examples: reads a record's example rows; without them every seed has its row, and there is no baseline.
+        ancestors: by their folder's name, records that have no row, and that trainings of `records` went on from.
+            Seeds of which each went on from one of its own are one row where it is known what those were.
     """
     if by not in ("task", "config"):
         raise UserError(f"--by takes task or config, not '{by}'.{did_you_mean(by, ('task', 'config'))}")
@@ -87,7 +90,7 @@ def comparison(
             raise refusal(groups)
         together += groups
     methods = {record.method.name for group in together for record in group if record.method.role == "method"}
-    known = {place(record): record for record in runs}
+    known = {**(ancestors or {}), **{place(record): record for record in runs}}
     tables = [
         _table(title, group, unlike, known, methods, baseline, each_seed, examples)
         for title, group in zip(titles_of(together), together, strict=True)

@@ -12,6 +12,7 @@ from gradmem_bench.results.costs import (
 from gradmem_bench.results.files import (
     ExampleLog,
     WrittenAgain,
+    ancestors,
     find_records,
     read_examples,
     read_record,
@@ -60,6 +61,7 @@ __all__ = [
     "TaskRecord",
     "TrainingRecord",
     "WrittenAgain",
+    "ancestors",
     "code_version",
     "environment",
     "find_records",

@@ -7,7 +7,7 @@ line, each written as it is made) and in `examples.parquet` after it.
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,28 @@ def find_records(paths: Sequence[Path]) -> dict[Path, RunRecord]:
                 raise
             warnings.warn(f"{str(error).rstrip('.')}. It is left out.", LeftOut, stacklevel=2)
     return records
+
+
+def ancestors(records: Mapping[Path, RunRecord]) -> dict[str, RunRecord]:
+    """The records that trainings of `records`, by their files, went on from, as far as they lie beside them.
+
+    Returns:
+        Folder's name -> record, theirs and those that they went on from in turn.
+    """
+    found: dict[str, RunRecord] = {}
+    left = list(records.items())
+    while left:
+        file, record = left.pop()
+        begun = record.training and record.training.initial_checkpoint
+        beside = begun and file.parent.parent / begun.partition("/")[0] / "run.json"
+        if beside and beside.is_file() and beside.parent.name not in found:
+            try:
+                found[beside.parent.name] = read_record(beside)
+            except UserError:
+                # It was not asked for.
+                continue
+            left.append((beside, found[beside.parent.name]))
+    return found
 
 
 # ------------------------------------------------------------------------------------------ examples

@@ -67,6 +67,20 @@ def test_another_k_at_evaluation_is_paired_by_training_and_another_method_is_not
     assert other["exact_match_difference_high"] - other["exact_match_difference_low"] > 0.2
 
 
+def test_seeds_that_went_on_from_checkpoints_are_one_row_though_only_the_last_stage_is_named():
+    folder = PUBLISHED.parent / "fig3" / "kv_small"
+    five, thirty = ("75c67f0c", "53e18969", "1d264cc5"), ("67a6ca5b", "fa6df2dd", "1924bb6b")
+    rows = compared_rows(*(folder / f"gradmem-{one}" for one in (*five, *thirty)), "--baseline=gradmem")
+    assert {label: row["n_seeds"] for label, row in rows.items()} == {
+        "gradmem": 3,
+        "gradmem (evaluation_inner_steps 30)": 3,
+    }
+    # As leaderboards/README.md has it from the whole folder.
+    found = rows["gradmem (evaluation_inner_steps 30)"]
+    gain = [found[f"exact_match_difference{end}"] for end in ("", "_low", "_high", "_p")]
+    assert [round(number, 3) for number in gain] == [0.031, 0.009, 0.053, 0.026]
+
+
 def test_seeds_are_one_row_and_their_spread_is_in_its_interval():
     rows = compared_rows(PUBLISHED, "--baseline=rmt")
     records = {record.run_id: record for record in find_records([PUBLISHED]).values()}
