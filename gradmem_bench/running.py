@@ -203,6 +203,7 @@ def _training_record(
         best_validation_score=progress.best_score,
         best_step=progress.best_step if progress.best_score is not None else None,
         stopped_because=progress.stopped_because or "",
+        last_stage=progress.stage + 1,
     )
 
 

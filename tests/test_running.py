@@ -133,6 +133,23 @@ def test_queries_that_were_trained_on_are_counted_and_the_others_scored_apart(tm
     assert "4 of the 18 queries stand in the training data too, with their contexts. Exact match of the 14" in told
 
 
+def test_a_training_that_ended_in_an_easier_stage_is_told(tmp_path):
+    run = ["run", "--method=mean_pool", "--task=kv_small", "--limit=8", "--set=training.validation_contexts=8"]
+    done = command(*run, "--set=training.steps=2", "--output", tmp_path / "short")
+    assert (done.code, done.errors) == (0, "")
+    assert read_record(only_run(tmp_path / "short") / "run.json").training.last_stage == 1
+    told = " ".join(done.output.split())
+    assert "training ended in stage 1 of 2 (pairs 4): the task itself was not trained on" in told
+    assert "Never trained on the task itself, but ended in stage 1 of 2 (pairs 4): mean_pool." in told
+    stage = "--set=training.curriculum=[{task: {pairs: 4}, until: 0.9, steps: 2}]"
+    done = command(
+        *run, stage, "--set=training.steps=4", "--set=training.evaluate_every=2", "--output", tmp_path / "long"
+    )
+    assert (done.code, done.errors) == (0, "")
+    assert read_record(only_run(tmp_path / "long") / "run.json").training.last_stage == 2
+    assert "ended in" not in done.output
+
+
 def test_a_budget_is_kept_to(tmp_path):
     done = command("run", "--method=rmt", "--method=truncated_text", *TINY, "--max-positions=3", "--output", tmp_path)
     assert (done.code, done.errors) == (0, "")

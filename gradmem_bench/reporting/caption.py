@@ -62,6 +62,7 @@ def caption(
         yield f"In other tables, but not run here: {', '.join(absent)}."
     yield from _seed_lines(rows, verdicts=bool(found))
     yield from _training_line(rows)
+    yield from _easier_line(rows)
     yield _machine_line(records)
     yield from _unknown_lines(records[0].task, rows)
     if any(size.min < size.max for row in rows.values() for size in sizes(row)):
@@ -198,7 +199,7 @@ def _cost_lines(rows: dict[str, Row]) -> Iterable[str]:
                 lacking.setdefault(found.costs.flops(phase).reason or "", []).append(label)
     for reason, labels in lacking.items():
         which = "any row" if len(set(labels)) == len(rows) else ", ".join(dict.fromkeys(labels))
-        yield f"FLOPs are not known for {which}: {reason}."
+        yield f"FLOPs of evaluation are not known for {which}: {reason}."
 
 
 def _metric_line(task: TaskRecord, ranked_by: str) -> Iterable[str]:
@@ -314,6 +315,16 @@ def _training_line(rows: dict[str, Row]) -> Iterable[str]:
     ]
     line += [f"Training went on from a checkpoint: {', '.join(started)}."] if started else []
     yield from [" ".join(line)] if line else []
+
+
+def _easier_line(rows: dict[str, Row]) -> Iterable[str]:
+    ended: dict[str, list[str]] = {}
+    for label, row in rows.items():
+        for record in row.records:
+            if record.training is not None and (stage := record.training.unfinished_curriculum):
+                ended.setdefault(stage, []).append(label)
+    for stage, labels in ended.items():
+        yield f"Never trained on the task itself, but ended in {stage}: {', '.join(dict.fromkeys(labels))}."
 
 
 def _machine_line(records: Sequence[RunRecord]) -> str:

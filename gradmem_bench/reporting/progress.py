@@ -145,6 +145,8 @@ class RunDisplay:
         verdict = told[swap.passed]
         title = escape(metric_title(ranked_by, record.task))
         self.note(f"{title} {result.value:.3f}{interval}, n = {result.n} · swap test {verdict}")
+        if record.training is not None and (stage := record.training.unfinished_curriculum):
+            self.note(f"[yellow]training ended in {stage}[/]: the task itself was not trained on; raise training.steps")
         if unseen := record.metrics.get("unseen_exact_match"):
             self.note(f"exact match {unseen.value:.3f} of the {unseen.n} queries that are not in the training data too")
         self.note(f"[dim]{escape(str(folder))}[/]")

@@ -168,6 +168,18 @@ class TrainingRecord(Part):
     """Optimiser step of the best validation score."""
     stopped_because: str
     """Why training ended."""
+    last_stage: int | None = None
+    """The stage that it ended in, from 1: first those of `config`'s curriculum, then the task itself; `None` in records
+    from before it was kept."""
+
+    @property
+    def unfinished_curriculum(self) -> str:
+        """The easier task that it ended on, as a clause; empty where it reached the task itself, or is not known to."""
+        easier = self.config.get("curriculum") or []
+        if self.last_stage is None or self.last_stage > len(easier):
+            return ""
+        task = ", ".join(f"{name} {value}" for name, value in easier[self.last_stage - 1]["task"].items())
+        return f"stage {self.last_stage} of {len(easier) + 1} ({task})"
 
 
 class Environment(Part):

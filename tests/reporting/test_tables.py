@@ -226,8 +226,8 @@ def test_costs_and_capacity_have_their_columns_and_what_is_missing_is_shown_as_m
     assert [rmt[place] for place in at.values()] == ["–", "2.5 T", "0"]
     assert [older[place] for place in at.values()] == ["–", "–", "–"]
     assert "3.1 G" in text and "2.5 T" in text and "0.0078" in text
-    assert "FLOPs are not known for older: the phases were not measured apart." in table.caption
-    assert "FLOPs are not known for rmt: not counted." in table.caption
+    assert "FLOPs of evaluation are not known for older: the phases were not measured apart." in table.caption
+    assert "FLOPs of evaluation are not known for rmt: not counted." in table.caption
     assert any(line.startswith("A context holds 4 values of 4 bits each.") for line in table.caption)
     assert "bits/" not in drawn(comparison(demo_records())[0], 80)
 
