@@ -64,10 +64,10 @@ def _curves(title: str, named: dict[str, list[Curve]]) -> Figure:
     looks = looks_of(named)
     for label, own in named.items():
         look = looks[label]
-        for at, (_, history) in enumerate(own):
+        for at, (record, history) in enumerate(own):
             steps, scores = [one["step"] for one in history], [one["score"] for one in history]
-            last = max(one["stage"] for one in history)
-            faces = [look["color"] if one["stage"] == last else "white" for one in history]
+            easier = len(record.training.config.get("curriculum") or ())
+            faces = [look["color"] if one["stage"] >= easier else "white" for one in history]
             name = f"{label} · {len(own)} seeds" if len(own) > 1 else label
             axes.plot(steps, scores, markersize=4.5, linewidth=1.2, label=None if at else name, **look)
             axes.scatter(steps, scores, s=22, marker=look["marker"], c=faces, edgecolors=look["color"], zorder=3)

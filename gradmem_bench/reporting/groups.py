@@ -59,7 +59,10 @@ def _unlike(one: RunRecord, other: RunRecord) -> bool:
 
 
 def groups_of(records: Iterable[RunRecord]) -> list[list[RunRecord]]:
-    """The records that belong together; a method with a backbone of its own joins the first others that it can."""
+    """The records that belong together, fewer pairs before more; and so with every number of the task's settings.
+
+    A method with a backbone of its own joins the first others that it can.
+    """
     groups: dict[str, list[RunRecord]] = {}
     for record in sorted(records, key=lambda record: record.method.own_backbone):
         key = fingerprint(_common(record))
@@ -68,7 +71,11 @@ def groups_of(records: Iterable[RunRecord]) -> list[list[RunRecord]]:
             others = (key for key, group in groups.items() if _common(group[0], backbone=False) == mine)
             key = next(others, key)
         groups.setdefault(key, []).append(record)
-    return list(groups.values())
+    return sorted(groups.values(), key=_sizes)
+
+
+def _sizes(group: Sequence[RunRecord]) -> list[float]:
+    return [value for value in group[0].task.settings.values() if isinstance(value, int | float)]
 
 
 def refusal(groups: Sequence[Sequence[RunRecord]]) -> UserError:
@@ -145,11 +152,12 @@ def _common(record: RunRecord, backbone: bool = True) -> dict[str, Any]:
         "queries": task.queries,
         "answer normalisation": task.normalized_answers,
         "the task's own metric": task.own_metric,
-        # Only some methods rebuild their context; that a row lacks the metric does not set it apart.
+        # Only some methods rebuild their context, and older records do not say which queries were seen: that a row
+        # lacks the metric does not set it apart.
         **{
             f"version of {name}": metric.version
             for name, metric in record.metrics.items()
-            if name != "reconstruction_nats_per_token"
+            if name not in ("reconstruction_nats_per_token", "unseen_exact_match")
         },
         **(weights if backbone else {}),
     }

@@ -1,5 +1,6 @@
 """What is read off pictures, and runs that differ in what a person decided."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,11 @@ def write_gradmem(
     return write_run(folder, name, right, parameters=parameters, training=trained, **(texts | changes))
 
 
-def write_history(folder: Path, scores: list[float]) -> None:
-    """The weights' file of a run, with what its validations found."""
-    history = [{"step": 10 * (at + 1), "stage": 0, "score": score} for at, score in enumerate(scores)]
+def write_history(folder: Path, scores: list[float], stages: Sequence[int] | None = None) -> None:
+    """The weights' file of a run, with what its validations found, each in one of `stages` or all in the first."""
+    stages = stages or [0] * len(scores)
+    history = [
+        {"step": 10 * (at + 1), "stage": stage, "score": score}
+        for at, (score, stage) in enumerate(zip(scores, stages, strict=True))
+    ]
     save(folder / METHOD_FILE, {}, {"history": history})

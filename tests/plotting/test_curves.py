@@ -41,6 +41,22 @@ def test_seeds_of_a_recipe_have_one_look_and_one_name_and_evaluations_of_a_train
     assert looks[0.9] != looks[0.5]
 
 
+def test_what_was_validated_on_an_easier_task_is_hollow_though_the_curriculum_was_never_left(tmp_path):
+    curriculum = [{"task": {"pairs": 2}}]
+    for seed, stages in enumerate(([0, 0, 0], [0, 1, 1])):
+        folder = tmp_path / f"{seed}"
+        write_gradmem(folder, 30, seed, {"curriculum": curriculum})
+        write_history(folder, [0.3, 0.8, 0.2 + 0.1 * seed], stages)
+    write_gradmem(tmp_path / "plain", 30, inner_steps=2)
+    write_history(tmp_path / "plain", [0.5, 0.6, 0.7])
+    axes = drawn("training", tmp_path)
+    hollow = {
+        round(float(marks.get_offsets()[-1][1]), 6): [to_hex(face) == "#ffffff" for face in marks.get_facecolors()]
+        for marks in axes.collections
+    }
+    assert hollow == {0.2: [True] * 3, 0.3: [True, False, False], 0.7: [False] * 3}
+
+
 def test_more_than_eight_recipes_make_a_picture_for_each_method(tmp_path):
     for steps in range(1, 11):
         for name in ("gradmem", "other") if steps < 4 else ("gradmem",):

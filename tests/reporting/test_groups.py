@@ -40,6 +40,26 @@ def test_what_does_not_compare_is_refused_or_set_apart(changes, difference):
     assert [len(table.rows) for table in tables] == [5, 1]
 
 
+def test_a_record_from_before_seen_queries_were_counted_stands_beside_one_that_counts_them():
+    older, newer = run_record("rmt"), run_record(right=300)
+    unseen = metric("unseen_exact_match", [1.0] * 128 + [0.0] * 384)
+    newer = changed(newer, metrics=newer.metrics | {"unseen_exact_match": changed(unseen, n=500)})
+    [table] = comparison([older, newer])
+    assert len(table.rows) == 2
+    assert (
+        "12 of the 512 queries stand in the training data too, with their contexts. Exact match of the 500 others: "
+        f"gradmem 0.250 [{unseen.low:.3f}, {unseen.high:.3f}]."
+    ) in table.caption
+
+
+def test_tables_of_one_task_come_with_fewer_pairs_first():
+    def of(pairs):
+        return run_record(f"with_{pairs}", task=changed(TASK, settings={"pairs": pairs, "alphabet": 16}))
+
+    titles = [table.title for table in comparison([of(pairs) for pairs in (4, 16, 2, 8)], by="config")]
+    assert [title.rpartition(" ")[2] for title in titles] == ["2", "4", "8", "16"]
+
+
 def test_all_sets_that_do_not_compare_are_told_and_titled_by_what_they_differ_in():
     def of(name, settings=None, limit=128, tokenizer="kv_retrieval", **source):
         task = changed(TASK, settings=settings or TASK.settings, limit=limit, source=changed(TASK.source, **source))
@@ -50,7 +70,8 @@ def test_all_sets_that_do_not_compare_are_told_and_titled_by_what_they_differ_in
         comparison([*sets, of("d", tokenizer="")])
     said = str(caught.value)
     names = [f"{one.method.name}-{one.config_hash[:8]}" for one in sets]
-    assert f"{names[0]} and {names[3]} against {names[1]} against {names[2]} against d-" in said
+    assert f"{names[0]} and {names[3]} against {names[1]} against d-" in said
+    assert f" against {names[2]}; --by config" in said
     assert "task setting pairs (4 and 8), data hash (9e8d7c6b5a9e… and ffff), limit (128 and none)" in said
     assert "tokenizer (kv_retrieval and none)" in said
     assert [table.title for table in comparison(sets, by="config")] == [
