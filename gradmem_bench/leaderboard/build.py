@@ -13,6 +13,7 @@ from gradmem_bench.config import Budget, format_bytes
 from gradmem_bench.errors import UserError
 from gradmem_bench.leaderboard.check import check
 from gradmem_bench.leaderboard.paper import PaperFigure, PaperRow, belongs, figures_of
+from gradmem_bench.plotting.recipes import inner_steps
 from gradmem_bench.reporting.caption import shared_backbone
 from gradmem_bench.reporting.comparison import Comparison, Row, comparison
 from gradmem_bench.reporting.profiles import format_count
@@ -67,7 +68,8 @@ def _page(tables: list[dict[str, Any]], published: Sequence[PaperFigure]) -> str
     from jinja2 import Environment, StrictUndefined
 
     parts = files("gradmem_bench.leaderboard")
-    text = {name: (parts / f"page.{name}").read_text(encoding="utf-8") for name in ("html", "css", "js")}
+    names = ("page.html", "page.css", "chart.js", "page.js")
+    text = {name: (parts / name).read_text(encoding="utf-8") for name in names}
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     rows = [row for table in tables for row in table["rows"]]
     paper = [row for figure in published for row in figure.rows]
@@ -77,11 +79,11 @@ def _page(tables: list[dict[str, Any]], published: Sequence[PaperFigure]) -> str
 
     methods = {row["method"] for row in rows} | {row.method for row in paper}
     tasks = {row["task"] for row in rows} | {row.task for row in paper}
-    return environment.from_string(text["html"]).render(
-        style=text["css"],
+    return environment.from_string(text["page.html"]).render(
+        style=text["page.css"],
         # No tag may begin in it: the browser would end the script element there, or hide its end.
         data=json.dumps({"tables": tables}, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c"),
-        script=text["js"],
+        script=text["chart.js"] + text["page.js"],
         tables=tables,
         paper=[_figure(figure) for figure in published],
         tasks=sorted(tasks),
@@ -89,6 +91,7 @@ def _page(tables: list[dict[str, Any]], published: Sequence[PaperFigure]) -> str
         backbones=values("backbone"),
         budgets=values("budget"),
         records=sum(row["runs"] for row in rows),
+        elsewhere=any(row["inner_steps"] and len(set(row["inner_steps"])) > 1 for row in rows),
     )
 
 
@@ -135,6 +138,7 @@ def _row(name: str, row: Row, links: dict[str, str]) -> dict[str, Any]:
         "method": record.method.name,
         "method_order": record.method.name,
         "role": record.method.role,
+        "inner_steps": inner_steps(record),
         "task": record.task.name,
         "task_order": record.task.name,
         "backbone": record.backbone.name,

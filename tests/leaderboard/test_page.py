@@ -4,6 +4,7 @@ import json
 import time
 
 import pytest
+from boards import write_run
 
 from gradmem_bench.leaderboard.build import build
 
@@ -73,7 +74,7 @@ def test_it_shows_a_chart_with_a_point_and_an_interval_for_every_row(opened):
     assert seen(opened, "#count")[0].text == "7 runs"
     # On the logarithmic axis 2 KiB to 4 KiB is as far as 4 KiB to 8 KiB; 0 bytes have a place left of all.
     where = {
-        point.get_attribute("aria-label").split(":")[0]: point.rect["x"] + point.rect["width"] / 2
+        point.get_attribute("aria-label").split(",")[0]: point.rect["x"] + point.rect["width"] / 2
         for point in find(opened, "#table-1 .chart .point")
     }
     assert min(where, key=where.get) == "no_memory" and max(where, key=where.get) == "full_kv"
@@ -163,6 +164,69 @@ def test_filters_leave_what_was_chosen_in_tables_charts_and_count(opened):
     assert seen(opened, "#count")[0].text == "1 run"
 
 
+@pytest.fixture
+def crowded(browser, tmp_path):
+    """Five memories of 2 KiB, one of them of K 2 evaluated at K 5, between a floor and a ceiling."""
+    folder = tmp_path / "kv_retrieval"
+    write_run(folder / "no_memory-1", "no_memory", 4, "floor", 0, 0, parameters={})
+    write_run(folder / "full_kv-1", "full_kv", 60, "ceiling", 40_960, 40, parameters={})
+    write_run(folder / "rmt-1", "rmt", 44, parameters={})
+    write_run(folder / "mean_pool-1", "mean_pool", 43, parameters={})
+    for right, steps, evaluated in ((45, 2, None), (46, 5, None), (47, 2, 5)):
+        parameters = {"inner_steps": steps, "evaluation_inner_steps": evaluated}
+        write_run(folder / f"gradmem-{right}", right=right, parameters=parameters)
+    show(browser, 1280, 900)
+    browser.get(build(tmp_path, tmp_path / "index.html").as_uri())
+    yield browser
+    assert browser.get_log("browser") == []
+
+
+def middle(element) -> float:
+    return element.rect["x"] + element.rect["width"] / 2
+
+
+def test_what_costs_the_same_stands_apart_on_a_band_around_its_true_place(crowded):
+    (band,) = find(crowded, ".band")
+    inside = [one for one in find(crowded, ".point .shape") if abs(middle(one) - middle(band)) < band.rect["width"] / 2]
+    places = sorted(middle(one) for one in inside)
+    assert len(places) == 4 and min(b - a for a, b in zip(places, places[1:], strict=False)) > 12
+    assert sum(places) / 4 == pytest.approx(middle(band), abs=1)
+    # The front rises at the true cost.
+    true = crowded.execute_script(
+        "const front = document.querySelector('.front');"
+        "return front.getPointAtLength(0).x + Number(/H([0-9.]+)/.exec(front.getAttribute('d'))[1])"
+        "- front.getPointAtLength(0).x + front.ownerSVGElement.getBoundingClientRect().x"
+    )
+    assert middle(band) == pytest.approx(true, abs=1)
+    assert "what costs the same stands side by side on a band" in find(crowded, "figcaption")[0].text
+    for point in find(crowded, ".point"):
+        crowded.execute_script("arguments[0].focus()", point)
+        label = point.get_attribute("aria-label")
+        if "2 KiB" in label:
+            assert "2 KiB (2,048 bytes)" in seen(crowded, "#tip")[0].text
+
+
+def test_an_axis_without_shared_costs_has_no_band(opened, tmp_path):
+    write_run(tmp_path / "kv_retrieval" / "gradmem-1")
+    opened.get(build(tmp_path, tmp_path / "index.html").as_uri())
+    assert not find(opened, ".band") and "side by side" not in find(opened, "figcaption")[0].text
+
+
+def test_points_of_another_k_are_told_and_those_evaluated_elsewhere_are_drawn_when_asked(crowded):
+    labels = [point.get_attribute("aria-label") for point in find(crowded, ".point")]
+    assert sum("gradmem" in label for label in labels) == 2 and sum("evaluated at K" in label for label in labels) == 0
+    legend = find(crowded, "figcaption")[0]
+    assert "gradmem, K 2" in legend.text and "gradmem, K 5" in legend.text
+    assert "1 evaluated at another K than trained with: not drawn" in legend.text
+    assert sorted(one.text for one in find(crowded, ".point .k")) == ["2", "5"]
+    seen(crowded, "[name=any_k]")[0].click()
+    (point,) = [one for one in find(crowded, ".point") if "K 2, evaluated at K 5" in one.get_attribute("aria-label")]
+    assert len(find(crowded, ".point .hollow")) == len(point.find_elements("css selector", ".hollow")) == 1
+    assert "not drawn" not in legend.text and "hollow: evaluated at another K" in legend.text
+    crowded.execute_script("arguments[0].focus()", point)
+    assert "trained with K 2, evaluated at K 5" in seen(crowded, "#tip")[0].text
+
+
 def test_another_axis_redraws_the_chart(opened):
     title = "#table-1 .chart svg"
     before = [point.rect["x"] for point in find(opened, "#table-1 .point")]
@@ -228,6 +292,7 @@ def test_without_scripts_every_row_and_its_command_can_be_read(browser, page):
 def test_the_published_leaderboard_makes_a_page_without_errors(browser, published, tmp_path):
     browser.get(build(published, tmp_path / "index.html").as_uri())
     assert browser.get_log("browser") == []
+    browser.execute_script("document.querySelector('[name=any_k]').click()")
     assert len(find(browser, ".point")) == len(find(browser, "tr.run")) >= 10
     show(browser, 390, 844)
     browser.get(browser.current_url)
