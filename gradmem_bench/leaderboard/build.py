@@ -87,7 +87,8 @@ def _page(tables: list[dict[str, Any]], published: Sequence[PaperFigure]) -> str
         tables=tables,
         paper=[_figure(figure) for figure in published],
         tasks=sorted(tasks),
-        methods=sorted(methods),
+        # One of those that the filter takes for the same.
+        methods=sorted({name.lower(): name for name in sorted(methods)}.values(), key=str.lower),
         backbones=values("backbone"),
         budgets=values("budget"),
         records=sum(row["runs"] for row in rows),

@@ -203,7 +203,7 @@ const chart = (() => {
     for (const row of ordered) {
       const above = y(row.score);
       const point = svg("g", {
-        class: "point", tabindex: 0, role: "button", transform: `translate(${places.get(row)} 0)`, "data-row": row.id,
+        class: document.getElementById(row.id).matches(".dimmed") ? "point dimmed" : "point", tabindex: 0, role: "button", transform: `translate(${places.get(row)} 0)`, "data-row": row.id,
         "aria-label": `${row.label}${steps(row)}: ${table.metric} ${row.score_text} ${row.interval_text}${seeds(row)}, ${axis.name} ${axis.text(row[name])}. Show its row.`,
       }, plane);
       if (row.low !== null) {

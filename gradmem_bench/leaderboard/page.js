@@ -99,26 +99,37 @@
     }
   };
   const apply = () => {
-    const wanted = ["task", "backbone", "budget", "method"].map((name) => [name, form.elements[name].value]);
-    let shown = 0;
+    const chosen = (name) => form.elements[name].value;
+    const wanted = chosen("method").trim().toLowerCase();
+    const counts = { shown: 0, dimmed: 0 };
     // What others published has no backbone or budget to choose by.
+    const differs = (row, name) => chosen(name) && row.dataset[name] && row.dataset[name] !== chosen(name);
     for (const row of all("tr[data-task]")) {
-      row.hidden = wanted.some(([name, value]) => value && row.dataset[name] && row.dataset[name] !== value);
-      if (row.classList.contains("run")) {
-        shown += row.hidden ? 0 : Number(row.dataset.runs);
-        unfold(row, isOpen(row));
-      }
+      const away = differs(row, "task") || differs(row, "backbone");
+      const other = differs(row, "budget") || !row.dataset.method.toLowerCase().includes(wanted);
+      // A score means nothing without floor and ceiling.
+      const reference = row.matches(".floor, .ceiling, .group .paper tr");
+      row.hidden = Boolean(away || (other && !reference));
+      row.classList.toggle("dimmed", Boolean(other && reference));
+      if (row.classList.contains("run")) unfold(row, isOpen(row));
     }
-    const live = (place) => one("tr[data-task]:not([hidden])", place) !== null;
-    all("tbody.paper").forEach((body) => { body.hidden = !live(body); });
-    for (const section of all("section.group")) section.hidden = one("tr.run:not([hidden])", section) === null;
+    const live = (place, kind = "") => one(`tr${kind}[data-task]:not([hidden], .dimmed)`, place) !== null;
+    for (const section of all("section.group")) {
+      section.hidden = !live(section, ".run");
+      if (section.hidden) continue;
+      counts.shown += all("tr.run:not([hidden], .dimmed)", section).length;
+      counts.dimmed += all("tr.run.dimmed", section).length;
+    }
+    all("tbody.paper").forEach((body) => { body.hidden = one("tr[data-task]:not([hidden])", body) === null; });
     all("[data-figure]").forEach((figure) => { figure.hidden = !live(figure); });
     all("section.published").forEach((section) => { section.hidden = !live(section); });
-    form.elements.namedItem("count").textContent = shown === 1 ? "1 run" : `${shown} runs`;
+    const of = `${counts.shown} of ${all("tr.run").length} rows`;
+    form.elements.namedItem("count").textContent = counts.dimmed ? `${of}, and ${counts.dimmed} floors and ceilings, dimmed` : of;
     chart.hideTip();
     drawAll();
   };
   form.addEventListener("change", apply);
+  form.elements.method.addEventListener("input", apply);
   form.addEventListener("submit", (event) => event.preventDefault());
   // The form has its values back only after the event.
   form.addEventListener("reset", () => setTimeout(apply));

@@ -71,7 +71,7 @@ def test_it_shows_a_chart_with_a_point_and_an_interval_for_every_row(opened):
     assert len(seen(opened, "#table-1 .chart .point")) == 5
     assert len(seen(opened, "#table-1 .chart .whisker")) == 5
     assert len(seen(opened, "#table-2 .chart .point")) == 1
-    assert seen(opened, "#count")[0].text == "7 runs"
+    assert seen(opened, "#count")[0].text == "6 of 6 rows"
     # On the logarithmic axis 2 KiB to 4 KiB is as far as 4 KiB to 8 KiB; 0 bytes have a place left of all.
     where = {
         point.get_attribute("aria-label").split(",")[0]: point.rect["x"] + point.rect["width"] / 2
@@ -148,20 +148,32 @@ def test_what_no_run_was_measured_for_has_no_chart_and_says_so(opened):
     assert len(find(opened, "#table-1 .point")) == 5
 
 
-def test_filters_leave_what_was_chosen_in_tables_charts_and_count(opened):
-    choose(opened, "method", "gradmem")
-    assert seen(opened, "#count")[0].text == "3 runs"
-    assert {text.split()[0] for text in column(opened, 1)} == {"gradmem"}
-    assert len(seen(opened, "#table-1 .point")) == 1
+def test_filters_leave_what_was_chosen_and_its_floor_and_ceiling_dimmed(opened):
+    field, count = seen(opened, "input[name=method]")[0], seen(opened, "#count")[0]
+    assert field.get_attribute("placeholder") == "part of a name"
+    offered = [one.get_attribute("value") for one in find(opened, "#methods option")]
+    assert offered == ["full_kv", "gradmem", "GradMem K=1", "no_memory", "rmt"]
+    field.send_keys("GradMEM")
+    assert count.text == "2 of 6 rows, and 2 floors and ceilings, dimmed"
+    assert sorted(text.split()[0] for text in column(opened, 1)) == ["full_kv", "gradmem", "no_memory"]
+    assert [row.text.split()[0] for row in seen(opened, "tr.run.dimmed")] == ["full_kv", "no_memory"]
+    assert len(seen(opened, "#table-1 .point")) == 3 and len(seen(opened, "#table-1 .point.dimmed")) == 2
     choose(opened, "task", "squad_removed")
-    assert seen(opened, "#count")[0].text == "1 run" and not seen(opened, "#table-1")
+    assert count.text == "1 of 6 rows" and not seen(opened, "#table-1")
     seen(opened, "button[type=reset]")[0].click()
-    assert seen(opened, "#table-1")
+    assert seen(opened, "#table-1") and not find(opened, ".dimmed")
+    # The paper's row of this task stays too; where no method of a task is left, so does none of its references.
+    field.send_keys("rmt")
+    assert [row.text.split()[0] for row in seen(opened, ".group .paper tr.dimmed")] == ["GradMem"]
+    field.send_keys("x")
+    assert count.text == "0 of 6 rows" and not seen(opened, ".group")
+    seen(opened, "button[type=reset]")[0].click()
     choose(opened, "budget", "4 KiB")
-    assert [text.split()[0] for text in column(opened, 1)] == ["rmt"] and not seen(opened, "#table-2")
+    assert [text.split()[0] for text in column(opened, 1)] == ["full_kv", "rmt", "no_memory"]
+    assert not seen(opened, "#table-2")
     choose(opened, "budget", "all")
     choose(opened, "backbone", "gpt2</script>")
-    assert seen(opened, "#count")[0].text == "1 run"
+    assert count.text == "1 of 6 rows"
 
 
 @pytest.fixture
