@@ -27,8 +27,9 @@
   // ------------------------------------------------------------------------------------------- sorting
 
   const sortBy = (heading) => {
-    const number = heading.dataset.sort === "number";
-    const first = number ? "descending" : "ascending";
+    const number = heading.dataset.sort !== "text";
+    // The best score, the least cost, the first name.
+    const first = heading.dataset.sort === "score" ? "descending" : "ascending";
     const now = heading.getAttribute("aria-sort");
     const order = now === "none" ? first : now === "ascending" ? "descending" : "ascending";
     all("th", heading.parentNode).forEach((other) => other.dataset.sort && other.setAttribute("aria-sort", "none"));

@@ -104,15 +104,28 @@ def test_a_column_sorts_both_ways_by_number_and_says_so(opened):
     button = heading.find_element("css selector", "button")
     opened.execute_script("arguments[0].focus()", button)
     press(opened, "ENTER")
-    assert heading.get_attribute("aria-sort") == "descending"
-    assert column(opened, 4) == ["40 KiB", "4 KiB", "2 KiB", "2 KiB", "0 B"]
-    press(opened, "SPACE")
     assert heading.get_attribute("aria-sort") == "ascending"
     assert column(opened, 4) == ["0 B", "2 KiB", "2 KiB", "4 KiB", "40 KiB"]
+    press(opened, "SPACE")
+    assert heading.get_attribute("aria-sort") == "descending"
+    assert column(opened, 4) == ["40 KiB", "4 KiB", "2 KiB", "2 KiB", "0 B"]
     name = find(opened, "#table-1 thead th")[0]
     name.find_element("css selector", "button").click()
     assert (name.get_attribute("aria-sort"), heading.get_attribute("aria-sort")) == ("ascending", "none")
     assert [text.split()[0] for text in column(opened, 1)] == ["full_kv", "gradmem", "no_memory", "rmt", "rmt"]
+
+
+def test_the_first_click_puts_the_best_score_and_the_least_cost_first(opened):
+    first = {}
+    for heading in find(opened, "#table-1 thead th[data-sort]"):
+        heading.find_element("css selector", "button").click()
+        first[heading.text.replace("\n", " ")] = heading.get_attribute("aria-sort")
+    descending = [name for name, order in first.items() if order == "descending"]
+    assert descending == ["Exact match 95 % interval", "Normalised 0 floor, 1 ceiling"]
+    assert set(first.values()) == {"ascending", "descending"} and len(first) == 10
+    find(opened, "#table-1 thead th button")[1].click()
+    scores = [float(text.split()[0]) for text in column(opened, 2)]
+    assert scores == sorted(scores, reverse=True)
 
 
 def test_several_seeds_are_one_row_and_one_point_with_a_dot_and_a_link_for_each(opened):
