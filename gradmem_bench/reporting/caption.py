@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from gradmem_bench.reporting.comparison import Section
 
 SWAP_MARK, BUDGET_MARK = "†", "‡"
+_NAMED = 4
+"""Rows that a sentence names one by one; of more it says how many, or which it is not said of."""
 
 
 def caption(
@@ -77,7 +79,7 @@ def caption(
         if row.role == "method" and any(record.swap_test.passed is None for record in row.records)
     ]
     if untold:
-        yield f"The swap test has no verdict on {', '.join(untold)}: there was nothing above chance to lose."
+        yield f"The swap test has no verdict on {_told(untold, list(rows))}: there was nothing above chance to lose."
     for label, row in rows.items():
         for record in row.records:
             if record.swap_test.passed is False:
@@ -240,16 +242,21 @@ def _baseline_lines(
         yield f"No comparison {' and '.join(lacking)}: {baseline} has no row there, or the only one."
     if len(found) > 1 and any(row.role != "method" for row in rows.values()):
         yield f"The floor and the ceiling have no bound, and so no one row of {baseline} to stand against."
-    differences = [one.difference for row in rows.values() for one in row.versus.values()]
-    tests = list(dict.fromkeys(one.test for one in differences if one.test))
+    tests: dict[str, dict[str, list[str]]] = {}
+    for label, row in rows.items():
+        for metric, one in row.versus.items():
+            if one.difference.test:
+                tests.setdefault(metric, {}).setdefault(one.difference.test, []).append(label)
     if tests:
+        of = {metric_title(metric, next(iter(rows.values())).record.task): _tests(by) for metric, by in tests.items()}
+        same = len(set(of.values())) == 1
+        by = next(iter(of.values())) if same else "; ".join(f"{by} for {title}" for title, by in of.items())
         names = [name for row in rows.values() for name in row.versus]
         count = max(names.count(name) for name in names)
-        corrected = f", corrected for the {count} comparisons of this table (Holm)" if count > 1 else ""
+        corrected = f"; corrected for the {count} comparisons of this table (Holm)" if count > 1 else ""
         yield (
-            f"Differences to {baseline} are on the same queries, with 95 % intervals; p by {' or '.join(tests)}"
-            f"{corrected}. Tied: chance alone could have made the difference (p > 0.05), which is not to say that "
-            "there is none."
+            f"Differences to {baseline} are on the same queries, with 95 % intervals; p by {by}{corrected}. Tied: "
+            "chance alone could have made the difference (p > 0.05), which is not to say that there is none."
         )
         if count > 1:
             yield (
@@ -258,11 +265,29 @@ def _baseline_lines(
             )
     pairs = ((one.difference, label) for label, row in rows.items() for one in row.versus.values())
     for reason, labels in _grouped(pairs).items():
-        yield f"No interval for the difference of {', '.join(dict.fromkeys(labels))}: {reason}."
+        yield f"No interval for the difference of {_told(labels, list(rows))}: {reason}."
+
+
+def _tests(labels: Mapping[str, Sequence[str]]) -> str:
+    """The test of most rows, and every other one with its rows."""
+    compared = [label for those in labels.values() for label in those]
+    most, *others = sorted(labels, key=lambda test: -len(labels[test]))
+    return ", ".join([most, *(f"of {_told(labels[test], compared)} {test}" for test in others)])
 
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}".replace("-", "−")
+
+
+def _told(labels: Iterable[str], among: Sequence[str]) -> str:
+    """The rows by name where they are few, else those that are left of `among`, else how many."""
+    own = list(dict.fromkeys(labels))
+    rest = [label for label in among if label not in own]
+    if len(own) <= _NAMED:
+        return ", ".join(own)
+    if len(rest) <= _NAMED:
+        return f"all but {', '.join(rest)}" if rest else "all"
+    return f"{len(own)} of {len(among)} rows"
 
 
 def _grouped(pairs: Iterable[tuple]) -> dict[str, list[str]]:
@@ -313,7 +338,7 @@ def _training_line(rows: dict[str, Row]) -> Iterable[str]:
         for label, row in trained.items()
         if any(record.training is not None and record.training.initial_checkpoint for record in row.records)
     ]
-    line += [f"Training went on from a checkpoint: {', '.join(started)}."] if started else []
+    line += [f"Training went on from a checkpoint: {_told(started, list(trained))}."] if started else []
     yield from [" ".join(line)] if line else []
 
 
@@ -324,7 +349,7 @@ def _easier_line(rows: dict[str, Row]) -> Iterable[str]:
             if record.training is not None and (stage := record.training.unfinished_curriculum):
                 ended.setdefault(stage, []).append(label)
     for stage, labels in ended.items():
-        yield f"Never trained on the task itself, but ended in {stage}: {', '.join(dict.fromkeys(labels))}."
+        yield f"Never trained on the task itself, but ended in {stage}: {_told(labels, list(rows))}."
 
 
 def _machine_line(records: Sequence[RunRecord]) -> str:

@@ -1,9 +1,10 @@
 import csv
 import io
 import json
+from pathlib import Path
 
 import pytest
-from comparisons import caption, changed, drawn
+from comparisons import caption, changed, drawn, tables
 from records import ENVIRONMENT, PASSED, TASK, TRAINING, demo_records, measured_costs, metric, run_record
 
 from gradmem_bench.config import Budget
@@ -61,6 +62,22 @@ def test_a_swap_test_that_did_not_pass_is_marked_and_explained():
     assert "leaky † " in text and "single † " not in text and "gradmem † " not in text
     assert "† leaky did not pass the swap test: 0.600 were right with another context's state." in table.caption
     assert "The swap test has no verdict on single: there was nothing above chance to lose." in table.caption
+
+
+def test_what_is_said_of_many_rows_names_those_that_it_is_not_said_of():
+    tuned = [run_record(f"m{n}", training=changed(TRAINING, initial_checkpoint="runs/a")) for n in range(5)]
+    [table] = comparison([*tuned, run_record("plain")])
+    assert "Training went on from a checkpoint: all but plain." in caption(table)
+    [table] = comparison([*tuned, *(run_record(f"plain{n}") for n in range(5))])
+    assert "Training went on from a checkpoint: 5 of 10 rows." in caption(table)
+
+
+def test_of_several_tests_each_is_named_with_the_metric_that_it_was_of():
+    [table] = tables(Path(__file__).parents[2] / "leaderboards" / "squad", baseline="rmt")
+    assert (
+        "p by sign flips by context, 20,000 drawn for F1; exact sign flips by context for exact match; "
+        "corrected for the 5 comparisons of this table (Holm)."
+    ) in caption(table)
 
 
 def test_a_state_over_its_budget_is_marked_by_its_largest_context():
