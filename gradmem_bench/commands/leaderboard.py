@@ -34,9 +34,12 @@ def add(
     runs: Annotated[list[Path], typer.Argument(help="Records, or folders of them.")],
     board: Board = Path("leaderboards"),
 ) -> None:
-    """Check runs and file them: schema, laws, swap test, and whether their examples add up to their means.
+    """Check runs and file them, record and rows, below BOARD/TASK.
 
-    What is not in order is not filed, and does not keep others from it; the exit code is 2 then.
+    Checked are the schema; that the rows make the scores, means, intervals,
+    sizes and recalled bits of the record; the seal; the budget; the swap test;
+    and that the code was committed. What is not in order is not filed, and does
+    not keep others from it; the exit code is 2 then.
 
     [dim]gradmem-bench leaderboard add runs/kv_small/gradmem-*[/]
     """
@@ -51,11 +54,11 @@ def add(
             refused.append(error)
     for run in found:
         try:
-            record, folder = add(run, board)
+            record, folder, new = add(run, board)
         except UserError as error:
             refused.append(error)
         else:
-            typer.echo(f"{record.run_id} is in {folder}")
+            typer.echo(f"{record.run_id} {'is' if new else 'was already'} in {folder}")
             for remark in remarks(record):
                 typer.echo(f"  {remark}")
     if len(refused) == 1:
@@ -68,7 +71,11 @@ def add(
 
 @app.command()
 def check(board: Board = Path("leaderboards")) -> None:
-    """Check every record again, and compute every mean and interval again from its example rows.
+    """Check every record as add does, and compute its numbers again from its rows.
+
+    Beside that, records of the same data must have asked the same, and no
+    folder may hold rows without a record. What is not in order is told in a
+    sentence of its own; the exit code is 2 then.
 
     [dim]gradmem-bench leaderboard check[/]
     """

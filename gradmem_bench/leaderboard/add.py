@@ -38,10 +38,11 @@ def remarks(record: RunRecord) -> list[str]:
     return found
 
 
-def add(run: Path, board: Path) -> tuple[RunRecord, Path]:
-    """Files the run with the record `run`, a file, under `board/TASK/METHOD-HASH`; returns the record and that folder.
+def add(run: Path, board: Path) -> tuple[RunRecord, Path, bool]:
+    """Files the run with the record `run`, a file, under `board/TASK/METHOD-HASH`.
 
-    One that lies below `board` already, in a folder of its task, stays where it is.
+    Returns the record, that folder, and whether its record was not there already. A run that lies below `board`, in a
+    folder of its task, stays where it is.
 
     Raises UserError where something in the run is not in order, or another run lies there.
     """
@@ -56,10 +57,11 @@ def add(run: Path, board: Path) -> tuple[RunRecord, Path]:
     if run.resolve().is_relative_to(board.resolve()) and run.parent.parent.name == record.task.name:
         folder = run.parent
     there = folder / "run.json"
-    if there.exists() and (other := read_record(there)).run_id != record.run_id:
+    other = read_record(there) if there.exists() else None
+    if other is not None and other.run_id != record.run_id:
         raise UserError(f"{run.parent} is not filed: {folder} holds another run of this configuration, {other.run_id}.")
     folder.mkdir(parents=True, exist_ok=True)
     if folder.resolve() != run.parent.resolve():
         shutil.copyfile(run.parent / "examples.parquet", folder / "examples.parquet")
     write_record(record, folder)
-    return record, folder
+    return record, folder, other != record

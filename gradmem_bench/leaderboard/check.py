@@ -26,6 +26,7 @@ from gradmem_bench.results import (
 _ROUNDING = 1e-9
 _BETTERED = 0.25
 """How far the bounds of an interval may be from today's, as a share of today's width: its method has been bettered."""
+_LONE = "It has example rows, but no run.json: its record was removed, or its evaluation has not ended."
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Checked:
 def check(board: Path) -> list[Checked]:
     """Every record below `board`, sorted by path, with what is wrong with it.
 
-    Raises UserError where `board` is no folder.
+    A folder with example rows and no record is wrong too. Raises UserError where `board` is no folder or has no record.
     """
     if not board.is_dir():
         raise UserError(f"There is no leaderboard at {board}: a folder with records below it was expected.")
@@ -70,6 +71,11 @@ def check(board: Path) -> list[Checked]:
         if not troubles:
             troubles += _asked_alike(path.parent, record, asked)
         found.append((path, record, troubles))
+    lone = {path.parent for name in ("examples.parquet", "examples.jsonl") for path in board.rglob(name)}
+    lone -= {path.parent for path, _, _ in found}
+    found += [(folder / "run.json", None, [_LONE]) for folder in sorted(lone)]
+    if not found:
+        raise UserError(f"There are no records below {board}; file some with gradmem-bench leaderboard add RUN.")
     ids = Counter(record.run_id for _, record, _ in found if record is not None)
     for _, record, troubles in found:
         if record is not None and ids[record.run_id] > 1:
@@ -98,7 +104,13 @@ def problems(folder: Path, record: RunRecord) -> list[str]:
         return [str(error)]
     if (folder / "examples.jsonl").exists():
         return ["Its evaluation has not ended: there is an examples.jsonl, where an examples.parquet was expected."]
+    if not rows:
+        asked = _counted(record.task.queries, "query", "queries")
+        return [*again, f"It has no rows: the record counts {asked}, and examples.parquet is empty."]
     made, sizes = metric_results(rows), list(_sizes(record, rows))
+    if len(rows) != record.task.queries:
+        # Each number of such rows is another one, and the seal is broken: that is one mistake, and not one a number.
+        return [*again, *_rows(record, rows), *_follows(record, made), *_sealed_record(record, rows), *_laws(record)]
     return [
         *again,
         *_rows(record, rows),
@@ -120,20 +132,29 @@ def _rows(record: RunRecord, rows: Sequence[ExampleRow]) -> Iterator[str]:
     if twice:
         yield f"The example {twice[0]} stands in it {'twice' if len(twice) == 1 else 'twice, as do others'}."
     if len(rows) != task.queries:
-        lost = len(rows) < task.queries
+        done = "dropped" if len(rows) < task.queries else "added"
         yield (
-            f"Rows were {'dropped' if lost else 'added'}: the record counts {task.queries:,} queries, "
+            f"Rows were {done}: the record counts {_counted(task.queries, 'query', 'queries')}, "
             f"and examples.parquet holds {len(rows):,}."
         )
     contexts = len({row.context_id for row in rows})
     if len(rows) == task.queries and contexts != task.contexts:
-        yield f"The record counts {task.contexts:,} contexts, and the rows are of {contexts:,}."
+        yield f"The record counts {_counted(task.contexts, 'context')}, and the rows are of {contexts:,}."
     wrong = [row.example_id for row in rows if not _scored_right(row, task.normalized_answers)]
     if wrong:
-        yield (
-            f"The scores of {len(wrong):,} rows are not what their prediction and targets make, "
-            f"that of {wrong[0]} the first."
-        )
+        if len(wrong) == 1:
+            yield f"The score of {wrong[0]} is not what its prediction and targets make."
+        else:
+            yield (
+                f"The scores of {len(wrong):,} rows are not what their prediction and targets make, "
+                f"that of {wrong[0]} the first."
+            )
+
+
+def _follows(record: RunRecord, made: dict[str, MetricResult]) -> Iterator[str]:
+    other = [name for name, one in record.metrics.items() if name not in made or not _same(one.value, made[name].value)]
+    if other:
+        yield f"So {len(other)} of its {len(record.metrics)} means are not those of its rows: {', '.join(other)}."
 
 
 def _scored_right(row: ExampleRow, normalize: bool) -> bool:
@@ -199,7 +220,7 @@ def _sealed(record: RunRecord, rows: Sequence[ExampleRow]) -> Iterator[str]:
     again = seal(rows, record)
     if (again.rows, again.rows_hash) != (record.seal.rows, record.seal.rows_hash):
         yield (
-            f"Its rows are not those that it was sealed with: {record.seal.rows:,} rows of hash "
+            f"Its rows are not those that it was sealed with: {_counted(record.seal.rows, 'row')} of hash "
             f"{record.seal.rows_hash[:12]} then, {again.rows:,} of {again.rows_hash[:12]} now."
         )
     elif again.data_hash != record.seal.data_hash:
@@ -208,7 +229,12 @@ def _sealed(record: RunRecord, rows: Sequence[ExampleRow]) -> Iterator[str]:
             f"Its data were changed: it was sealed with other data than {source.location} with the hash "
             f"{(source.content_hash or source.revision or 'none')[:12]}, which it names now."
         )
-    if record.seal.record_hash not in (None, again.record_hash):
+    yield from _sealed_record(record, rows)
+
+
+def _sealed_record(record: RunRecord, rows: Sequence[ExampleRow]) -> Iterator[str]:
+    again = seal(rows, record)
+    if record.seal is not None and record.seal.record_hash not in (None, again.record_hash):
         yield (
             f"Its record was changed since it was sealed: it had the hash {record.seal.record_hash[:12]} then, and has "
             f"{again.record_hash[:12]} now; which part was changed a hash does not tell."
@@ -267,6 +293,10 @@ def _capacity(record: RunRecord, made: dict[str, MetricResult]) -> Iterator[str]
         yield f"The recalled bits were changed: the record says {said}, and its exact match makes {makes}."
 
 
+def _counted(count: int, one: str, more: str | None = None) -> str:
+    return f"{count:,} {one if count == 1 else more or f'{one}s'}"
+
+
 def _size(size: Measured) -> str:
     return f"{size.mean:g} ({size.min:g} to {size.max:g})"
 
@@ -275,5 +305,9 @@ def summary(found: Iterable[Checked]) -> str:
     """What `check` found, in a sentence."""
     found = list(found)
     bad = sum(bool(one.problems) for one in found)
-    right = f"{len(found)} record{'s' * (len(found) != 1)} checked against their rows"
-    return f"{right}: all are in order." if not bad else f"{right}: {bad} not in order."
+    right = f"{_counted(len(found), 'record')} checked, each against its rows"
+    return (
+        f"{right}: {'it is' if len(found) == 1 else 'all are'} in order."
+        if not bad
+        else f"{right}: {bad} not in order."
+    )

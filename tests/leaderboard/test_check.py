@@ -9,6 +9,7 @@ from commands import command
 from records import PASSED
 
 from gradmem_bench.config import Budget
+from gradmem_bench.errors import UserError
 from gradmem_bench.leaderboard.check import check
 from gradmem_bench.results import Capacity, read_record, seal
 
@@ -55,9 +56,20 @@ def test_a_dropped_row_is_caught_by_its_own_sentence(board):
     rows = rows_of(45)
     wrong = next(index for index, row in enumerate(rows) if not row.exact_match)
     rewrite(board / "kv_retrieval/gradmem-1", rows[:wrong] + rows[wrong + 1 :])
-    first, *rest = told(board)["gradmem-1"]
-    assert first == "Rows were dropped: the record counts 60 queries, and examples.parquet holds 59."
-    assert "The mean of exact_match was changed: the record says 0.75, and its rows make 0.762712." in rest
+    dropped, means = told(board)["gradmem-1"]
+    assert dropped == "Rows were dropped: the record counts 60 queries, and examples.parquet holds 59."
+    assert "means are not those of its rows: exact_match, " in means
+    rewrite(board / "kv_retrieval/gradmem-1", [])
+    assert told(board)["gradmem-1"] == ("It has no rows: the record counts 60 queries, and examples.parquet is empty.",)
+
+
+def test_rows_without_a_record_are_told_and_a_board_without_any_is_refused(board, tmp_path_factory):
+    (board / "kv_retrieval/gradmem-1/run.json").unlink()
+    [lone] = told(board)["gradmem-1"]
+    assert lone == "It has example rows, but no run.json: its record was removed, or its evaluation has not ended."
+    empty = tmp_path_factory.mktemp("empty")
+    with pytest.raises(UserError, match=f"There are no records below {empty}; file some with"):
+        check(empty)
 
 
 def test_a_row_that_was_dropped_from_the_counts_too_is_told_by_the_seal(board):
@@ -149,7 +161,7 @@ def test_a_score_that_prediction_and_targets_do_not_make_is_caught(board):
     rows[index] = rows[index].model_copy(update={"prediction": "no"})
     rewrite(board / "kv_retrieval/gradmem-1", rows)
     first, second = told(board)["gradmem-1"]
-    assert first.startswith("The scores of 1 rows are not what their prediction and targets make, that of test-")
+    assert first == f"The score of {rows[index].example_id} is not what its prediction and targets make."
     assert second.startswith("Its rows are not those that it was sealed with: 60 rows of hash")
 
 
@@ -165,13 +177,13 @@ def test_records_of_the_same_data_have_asked_the_same(board):
 
 def test_the_command_says_all_and_fails(board):
     assert command("leaderboard", "check", "--board", board).output == (
-        "2 records checked against their rows: all are in order.\n"
+        "2 records checked, each against its rows: all are in order.\n"
     )
     edit(board / "kv_retrieval/gradmem-1", lambda values: values["metrics"]["exact_match"].update(value=0.78))
     done = command("leaderboard", "check", "--board", board)
     assert done.code == 2
     assert done.output.startswith(f"{board / 'kv_retrieval/gradmem-1'}: The mean of exact_match was changed")
-    assert "error: 2 records checked against their rows: 1 not in order." in done.errors
+    assert "error: 2 records checked, each against its rows: 1 not in order." in done.errors
     assert "There is no leaderboard at" in command("leaderboard", "check", "--board", board / "nowhere").errors
 
 
@@ -187,7 +199,9 @@ def test_a_run_is_filed_sealed_and_checks(tmp_path):
     assert filed.seal is not None and filed.model_copy(update={"seal": None}) == record
     assert [one.problems for one in check(board)] == [()]
     before = (folder / "run.json").read_bytes()
-    assert command("leaderboard", "add", run, "--board", board).code == 0
+    assert "was already in" not in done.output
+    again = command("leaderboard", "add", run, "--board", board)
+    assert again.code == 0 and f"{record.run_id} was already in {folder}" in again.output
     assert (folder / "run.json").read_bytes() == before
 
 
@@ -300,10 +314,10 @@ def test_rows_that_another_program_wrote_are_told_and_checked_too(board):
         "with the rows; the file that the run left was expected."
     )
     table[table["example_id"] != "test-3-1"].to_parquet(path)
-    again, dropped, *rest = told(board)["gradmem-1"]
+    again, dropped, means = told(board)["gradmem-1"]
     assert again == sentence
     assert dropped == "Rows were dropped: the record counts 60 queries, and examples.parquet holds 59."
-    assert any(one.startswith("Its rows are not those that it was sealed with: 60 rows of hash") for one in rest)
+    assert means.startswith("So ")
     table.drop(columns="targets").to_parquet(path)
     (sentence,) = told(board)["gradmem-1"]
     assert sentence.endswith("does not hold examples of a run: its metadata have no schema version.")
