@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 from collections.abc import Sequence
 from importlib.resources import files
@@ -40,8 +41,6 @@ def build(board: Path, output: Path) -> Path:
     Raises UserError where there are no records, or one is not in order.
     """
     checked = check(board)
-    if not checked:
-        raise UserError(f"There are no records below {board}; file some with gradmem-bench leaderboard add RUN.")
     for one in checked:
         if one.problems:
             raise UserError(f"There is no page of {one.path.parent}, which is not in order. {one.problems[0]}")
@@ -56,7 +55,7 @@ def build(board: Path, output: Path) -> Path:
     published = list(figures_of(board))
     compared = comparison(found.values(), by="config", examples=lambda record: examples[record.run_id])
     tables = [_table(number, table, links, published) for number, table in enumerate(compared, start=1)]
-    output.write_text(_page(tables, published), encoding="utf-8")
+    output.write_text(_page(tables, published, len(checked)), encoding="utf-8")
     return output
 
 
@@ -64,7 +63,7 @@ def _link(path: Path, here: Path) -> str:
     return quote(Path(os.path.relpath(path.resolve(), here)).as_posix())
 
 
-def _page(tables: list[dict[str, Any]], published: Sequence[PaperFigure]) -> str:
+def _page(tables: list[dict[str, Any]], published: Sequence[PaperFigure], records: int) -> str:
     from jinja2 import Environment, StrictUndefined
 
     parts = files("gradmem_bench.leaderboard")
@@ -91,7 +90,9 @@ def _page(tables: list[dict[str, Any]], published: Sequence[PaperFigure]) -> str
         methods=sorted({name.lower(): name for name in sorted(methods)}.values(), key=str.lower),
         backbones=values("backbone"),
         budgets=values("budget"),
-        records=sum(row["runs"] for row in rows),
+        lines=len(rows),
+        runs=sum(row["runs"] for row in rows),
+        records=records,
         elsewhere=any(row["inner_steps"] and len(set(row["inner_steps"])) > 1 for row in rows),
     )
 
@@ -112,6 +113,7 @@ def _table(number: int, table: Comparison, links: dict[str, str], published: Seq
     return {
         "id": f"table-{number}",
         "title": record.task.name,
+        "apart": _apart(table),
         "backbone": shared_backbone(record for row in table.rows for record in row.records).name,
         "metric": table.title_of(table.ranked_by),
         "asked": f"{record.task.queries:,} queries on {record.task.contexts:,} contexts",
@@ -123,6 +125,16 @@ def _table(number: int, table: Comparison, links: dict[str, str], published: Seq
         "paper": reference,
         "caption": list(table.caption),
     }
+
+
+def _apart(table: Comparison) -> str:
+    """The pairs, and what else tells a table from others of its task and backbone."""
+    found = table.title.split(" · ", 2)[2:]
+    settings = table.rows[0].record.task.settings
+    if "pairs" in settings and not "".join(found).startswith("pairs "):
+        found.insert(0, f"pairs {settings['pairs']}")
+    text = ", ".join(found).replace("limit none", "all contexts")
+    return re.sub(r"\blimit (\d+)", r"\1 contexts", text)
 
 
 def _row(name: str, row: Row, links: dict[str, str]) -> dict[str, Any]:
@@ -290,9 +302,11 @@ def _paper_row(row: PaperRow, figure: PaperFigure) -> dict[str, Any]:
         "metric": row.metric.replace("_", " "),
         "forced": row.metric == TEACHER_FORCED,
         "value": row.value,
-        "value_text": NOTHING if row.value is None else f"{row.value:.4g}",
+        "value_text": NOTHING if row.value is None else _minus(f"{row.value:.4g}"),
         # Three runs that all came to 100 % are published without a deviation, or with one of zero.
-        "bounds_text": "" if None in (row.low, row.high) or row.low == row.high else f"[{row.low:.4g}, {row.high:.4g}]",
+        "bounds_text": ""
+        if None in (row.low, row.high) or row.low == row.high
+        else _minus(f"[{row.low:.4g}, {row.high:.4g}]"),
         "n": row.n,
         "n_text": NOTHING if row.n is None else f"{row.n:,}",
         "source": row.source or figure.source,
@@ -304,7 +318,11 @@ def _paper_row(row: PaperRow, figure: PaperFigure) -> dict[str, Any]:
 
 
 def _number(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:.3f}"
+    return NOTHING if value is None else _minus(f"{value:z.3f}")
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−")
 
 
 def _count(value: float | None) -> str:

@@ -26,12 +26,14 @@ const chart = (() => {
   // Hollow: evaluated at another K than it was trained with.
   const outline = (row, above, parent) => {
     const hollow = row.inner_steps && row.inner_steps[0] !== row.inner_steps[1];
-    svg("path", { class: hollow ? "shape hollow" : "shape", d: shape(row.method), transform: `translate(0 ${above})` }, parent);
+    const place = { d: shape(row.method), transform: `translate(0 ${above})` };
+    svg("path", { class: hollow ? "shape hollow" : "shape", ...place }, parent);
     parent.style.color = colour(row.method);
   };
   const look = (row, above, parent) => {
     outline(row, above, parent);
-    if (row.inner_steps) svg("text", { class: "k", y: above + 3, "text-anchor": "middle" }, parent).textContent = row.inner_steps[1];
+    if (!row.inner_steps) return;
+    svg("text", { class: "k", y: above + 3, "text-anchor": "middle" }, parent).textContent = row.inner_steps[1];
   };
   const picture = (parent) => svg("svg", { viewBox: "-8 -8 16 16", "aria-hidden": "true" }, parent);
   // A row's name has its K in words where it needs it.
@@ -41,7 +43,7 @@ const chart = (() => {
 
   const tip = document.getElementById("tip");
   const seeds = (row) => row.runs > 1
-    ? `, seeds ${row.seeds.map((one) => `${one.seed}: ${one.score === null ? "–" : minus(one.score.toFixed(3))}`).join(", ")}` : "";
+    ? `, seeds ${row.seeds.map((one) => `${one.seed}: ${minus(one.score?.toFixed(3) ?? "–")}`).join(", ")}` : "";
   const steps = (row) => {
     if (!row.inner_steps) return "";
     const [trained, evaluated] = row.inner_steps;
@@ -49,12 +51,15 @@ const chart = (() => {
   };
   const showTip = (point, row, metric) => {
     const interval = row.interval_text ? ` ${row.interval_text}` : "";
+    const exact = row.bytes < 1024 ? "" : ` (${Math.round(row.bytes).toLocaleString("en")} bytes)`;
+    const training = row.training_text === "–" ? "not trained" : row.training_text;
     tip.replaceChildren();
     const name = document.createElement("b");
     name.textContent = `${row.label}${steps(row)}`;
     tip.append(name, `${metric} ${row.score_text}${interval}${seeds(row)}`, document.createElement("br"),
-      `state ${row.bytes_text}${row.bytes < 1024 ? "" : ` (${Math.round(row.bytes).toLocaleString("en")} bytes)`}, READ ${row.positions_text} positions (${row.kv_text} of KV)`, document.createElement("br"),
-      `WRITE ${row.write_text} ms, READ ${row.read_text} ms; ${row.training_text === "–" ? "not trained" : row.training_text}`);
+      `state ${row.bytes_text}${exact}, READ ${row.positions_text} positions (${row.kv_text} of KV)`,
+      document.createElement("br"),
+      `WRITE ${row.write_text} ms, READ ${row.read_text} ms; ${training}`);
     tip.hidden = false;
     const box = one(".shape", point).getBoundingClientRect();
     const room = document.documentElement.clientWidth;
@@ -128,7 +133,8 @@ const chart = (() => {
     const plot = one(".plot", figure);
     plot.replaceChildren();
     const legend = one("figcaption", figure);
-    const left = elsewhere.length && !anyK ? `${elsewhere.length} evaluated at another K than trained with: not drawn` : "";
+    const left = elsewhere.length && !anyK
+      ? `${elsewhere.length} evaluated at another K than trained with: not drawn` : "";
     legend.replaceChildren(rows.length ? "" : scored.length ? `${axis.name}: not measured for these runs` : left);
     if (!rows.length) return;
     const width = Math.max(260, plot.clientWidth);
@@ -188,7 +194,8 @@ const chart = (() => {
       const lanes = lanesOf(heap.sort((a, b) => b.score - a.score), extents);
       const centre = centres[index];
       const gaps = [centres[index - 1], centres[index + 1]].filter((other) => other !== undefined);
-      const room = 0.8 * Math.min(...gaps.map((other) => Math.abs(other - centre)), 2 * (centre - edge.left), 2 * (width - edge.right - centre));
+      const ends = [2 * (centre - edge.left), 2 * (width - edge.right - centre)];
+      const room = 0.8 * Math.min(...gaps.map((other) => Math.abs(other - centre)), ...ends);
       const step = Math.min(14, room / lanes.length);
       lanes.forEach((lane, side) => lane.forEach((row) => {
         places.set(row, lanes.length > 1 ? centre + (side - (lanes.length - 1) / 2) * step : x(row[name]));
@@ -196,25 +203,30 @@ const chart = (() => {
       if (lanes.length === 1) return;
       bands += 1;
       const wide = Math.max(lanes.length * step, 6);
-      const band = { class: "band", x: centre - wide / 2, y: edge.top, width: wide, height: height - edge.top - edge.bottom };
-      plane.prepend(svg("rect", band));
+      const band = { x: centre - wide / 2, y: edge.top, width: wide, height: height - edge.top - edge.bottom };
+      plane.prepend(svg("rect", { class: "band", ...band }));
     });
 
     for (const row of ordered) {
       const above = y(row.score);
       const point = svg("g", {
-        class: document.getElementById(row.id).matches(".dimmed") ? "point dimmed" : "point", tabindex: 0, role: "button", transform: `translate(${places.get(row)} 0)`, "data-row": row.id,
-        "aria-label": `${row.label}${steps(row)}: ${table.metric} ${row.score_text} ${row.interval_text}${seeds(row)}, ${axis.name} ${axis.text(row[name])}. Show its row.`,
+        class: document.getElementById(row.id).matches(".dimmed") ? "point dimmed" : "point", tabindex: 0,
+        role: "button", transform: `translate(${places.get(row)} 0)`, "data-row": row.id,
+        "aria-label": `${row.label}${steps(row)}: ${table.metric} ${row.score_text} ${row.interval_text}${seeds(row)}, `
+          + `${axis.name} ${axis.text(row[name])}. Show its row.`,
       }, plane);
       if (row.low !== null) {
-        svg("path", { class: "whisker", d: `M0 ${y(row.low)}V${y(row.high)}M-4 ${y(row.low)}h8M-4 ${y(row.high)}h8` }, point);
+        const [low, high] = [y(row.low), y(row.high)];
+        svg("path", { class: "whisker", d: `M0 ${low}V${high}M-4 ${low}h8M-4 ${high}h8` }, point);
       }
       for (const seed of row.runs > 1 ? row.seeds.filter((one) => one.score !== null) : []) {
         svg("circle", { class: "seed", cx: 0, cy: y(seed.score), r: 3 }, point);
       }
       svg("circle", { class: "halo", cx: 0, cy: above, r: 12 }, point);
       look(row, above, point);
-      for (const event of ["mouseenter", "focus"]) point.addEventListener(event, () => showTip(point, row, table.metric));
+      for (const event of ["mouseenter", "focus"]) {
+        point.addEventListener(event, () => showTip(point, row, table.metric));
+      }
       for (const event of ["mouseleave", "blur"]) point.addEventListener(event, hideTip);
       point.addEventListener("click", () => reveal(row.id));
       point.addEventListener("keydown", (event) => {
@@ -228,9 +240,11 @@ const chart = (() => {
     for (const row of rows.filter((row) => !elsewhere.includes(row))) {
       entries.set(`${row.method}${row.inner_steps ? `, K ${row.inner_steps[1]}` : ""}`, row);
     }
-    if (anyK && elsewhere.length) entries.set("hollow: evaluated at another K, the number, than trained with", elsewhere[0]);
-    const order = ([a], [b]) => a.startsWith("hollow") - b.startsWith("hollow") || a.localeCompare(b, "en", { numeric: true });
-    for (const [text, row] of [...entries].sort(order)) {
+    const ranked = [...entries].sort(([a], [b]) => a.localeCompare(b, "en", { numeric: true }));
+    if (anyK && elsewhere.length) {
+      ranked.push(["hollow: evaluated at another K, the number, than trained with", elsewhere[0]]);
+    }
+    for (const [text, row] of ranked) {
       const entry = document.createElement("span");
       look(row, 0, picture(entry));
       entry.append(text);

@@ -89,6 +89,13 @@
     one(".open button", row).focus({ preventScroll: true });
   };
 
+  // ------------------------------------------------------------------------------------------- cut columns
+
+  const measure = new ResizeObserver((entries) => {
+    for (const { target } of entries) target.previousElementSibling.hidden = target.scrollWidth <= target.clientWidth;
+  });
+  all(".scroll").forEach((place) => measure.observe(place));
+
   // ------------------------------------------------------------------------------------------- filters
 
   const form = document.getElementById("filters");
@@ -96,7 +103,8 @@
   const drawAll = () => {
     for (const table of chart.data.tables) {
       const figure = one(`[data-chart="${table.id}"]`);
-      if (!figure.parentNode.hidden) chart.draw(figure, table, form.elements.axis.value, form.elements.any_k.checked, reveal);
+      if (figure.parentNode.hidden) continue;
+      chart.draw(figure, table, form.elements.axis.value, form.elements.any_k.checked, reveal);
     }
   };
   const apply = () => {
@@ -125,7 +133,8 @@
     all("[data-figure]").forEach((figure) => { figure.hidden = !live(figure); });
     all("section.published").forEach((section) => { section.hidden = !live(section); });
     const of = `${counts.shown} of ${all("tr.run").length} rows`;
-    form.elements.namedItem("count").textContent = counts.dimmed ? `${of}, and ${counts.dimmed} floors and ceilings, dimmed` : of;
+    const beside = counts.dimmed ? `, and ${counts.dimmed} floors and ceilings, dimmed` : "";
+    form.elements.namedItem("count").textContent = of + beside;
     chart.hideTip();
     drawAll();
   };

@@ -11,6 +11,7 @@ from records import TASK
 
 from gradmem_bench.errors import UserError
 from gradmem_bench.leaderboard.build import build
+from gradmem_bench.leaderboard.check import check, summary
 from gradmem_bench.leaderboard.paper import figures_of
 from gradmem_bench.results import metric_results, read_record
 from gradmem_bench.statistics import estimate
@@ -52,7 +53,7 @@ def test_the_page_holds_every_record_with_a_link_its_command_and_its_environment
     records = [read_record((path.parent / unquote(link)).resolve()) for link in linked]
     assert len({record.run_id for record in records}) == 7
     (full,) = (row for row in page.rows if row[1:2] and row[1].startswith("1.000 ["))
-    assert full[0].startswith("full_kv ceiling") and full[2:5] == ["1.000", "40 KiB", "40"]
+    assert full[0].startswith("full_kv ceiling") and full[2:5] == ["40 KiB", "1.000", "40"]
     folds = [row[0] for row in page.rows if "Environment" in row[0]]
     assert len(folds) == 6
     assert all("cpu, float32, 2 threads" in fold and "gradmem-bench run --" in fold for fold in folds)
@@ -167,6 +168,33 @@ def test_an_interval_of_a_method_of_before_is_made_anew(tmp_path):
     (table,) = json.loads(Page(build(tmp_path, tmp_path / "page.html")).scripts[0])["tables"]
     today = record.metrics["exact_match"]
     assert (table["rows"][0]["low"], table["rows"][0]["high"]) == (today.low, today.high)
+
+
+def test_tables_of_one_task_say_in_their_titles_by_what_they_differ_fewer_pairs_first(tmp_path):
+    for pairs in (16, 4):
+        task = TASK.model_copy(update={"settings": TASK.settings | {"pairs": pairs}})
+        write_run(tmp_path / "kv_retrieval" / f"gradmem-{pairs}", right=pairs, task=task)
+    page = build(tmp_path, tmp_path / "page.html").read_text()
+    assert re.findall("<h2>(.*?) <span", page) == ["kv_retrieval, pairs 4", "kv_retrieval, pairs 16"]
+
+
+def test_negative_numbers_have_a_minus(tmp_path):
+    for method, right, role in (("no_memory", 20, "floor"), ("rmt", 10, "method"), ("full_kv", 50, "ceiling")):
+        write_run(tmp_path / "kv_retrieval" / f"{method}-1", method, right, role)
+    (table,) = json.loads(Page(build(tmp_path, tmp_path / "page.html")).scripts[0])["tables"]
+    texts = {row["method"]: row["normalized_text"] for row in table["rows"]}
+    assert texts == {"full_kv": "1.000", "rmt": "−0.333", "no_memory": "0.000"}
+
+
+def test_the_page_counts_rows_and_every_record_that_check_counts(tmp_path):
+    first = write_run(tmp_path / "kv_retrieval" / "gradmem-1")
+    write_run(tmp_path / "kv_retrieval" / "gradmem-2", run_id="made-again", config_hash=first.config_hash)
+    write_run(tmp_path / "kv_retrieval" / "gradmem-3", right=48, seed=1)
+    assert summary(check(tmp_path)).startswith("3 records checked")
+    text = " ".join(build(tmp_path, tmp_path / "page.html").read_text().split())
+    assert "what 2 runs answered" in text
+    assert "1 row of 3 records: a row is all seeds of one method and its settings." in text
+    assert "1 record is of a run that was made again, of which the last counts." in text
 
 
 def test_mistakes_are_said_in_a_sentence(tmp_path):
