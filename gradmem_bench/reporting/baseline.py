@@ -20,8 +20,11 @@ def baselines(rows: Sequence[Row], name: str, task: str) -> dict[Budget, Row]:
     found: dict[Budget, Row] = {}
     for row in chosen:
         if row.bound in found:
-            labels = " or ".join(sorted(f"'{one.label}'" for one in chosen if one.bound == row.bound))
-            raise UserError(f"--baseline {name} stands for several rows of {task}; name one: {labels}.")
+            labels = sorted(f"'{one.label}'" for one in chosen if one.bound == row.bound)
+            more = f", or one of {len(labels) - 4} more in the table" if len(labels) > 4 else ""
+            raise UserError(
+                f"--baseline {name} stands for {len(labels)} rows of {task}; name one: {' or '.join(labels[:4])}{more}."
+            )
         found[row.bound] = row
     return found
 

@@ -203,6 +203,11 @@ def test_a_baseline_is_one_row_and_is_there(tmp_path):
     _, other = tables(tmp_path, baseline="rmt (passes 2)")
     assert "No rmt (passes 2) among these records to compare with." in other.caption
     assert "In other tables, but not run here: rmt." in other.caption
+    for passes in range(3, 8):
+        write_run(tmp_path / f"rmt{passes}", answers(0.5, 50, passes), "rmt", parameters={"passes": passes})
+    named = "stands for 7 rows of kv_retrieval; name one: 'rmt (passes 1)' or "
+    with pytest.raises(UserError, match=re.escape(named) + ".*, or one of 3 more in the table"):
+        tables(tmp_path, baseline="rmt")
 
 
 # -------------------------------------------------------------------------------------------- seeds
