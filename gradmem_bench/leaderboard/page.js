@@ -133,7 +133,7 @@
     all("[data-figure]").forEach((figure) => { figure.hidden = !live(figure); });
     all("section.published").forEach((section) => { section.hidden = !live(section); });
     const of = `${counts.shown} of ${all("tr.run").length} rows`;
-    const beside = counts.dimmed ? `, and ${counts.dimmed} floors and ceilings, dimmed` : "";
+    const beside = counts.dimmed ? `, with ${counts.dimmed} of floor and ceiling, dimmed` : "";
     form.elements.namedItem("count").textContent = of + beside;
     chart.hideTip();
     drawAll();

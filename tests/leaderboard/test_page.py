@@ -170,7 +170,7 @@ def test_filters_leave_what_was_chosen_and_its_floor_and_ceiling_dimmed(opened):
     offered = [one.get_attribute("value") for one in find(opened, "#methods option")]
     assert offered == ["full_kv", "gradmem", "GradMem K=1", "no_memory", "rmt"]
     field.send_keys("GradMEM")
-    assert count.text == "2 of 6 rows, and 2 floors and ceilings, dimmed"
+    assert count.text == "2 of 6 rows, with 2 of floor and ceiling, dimmed"
     assert sorted(text.split()[0] for text in column(opened, 1)) == ["full_kv", "gradmem", "no_memory"]
     assert [row.text.split()[0] for row in seen(opened, "tr.run.dimmed")] == ["full_kv", "no_memory"]
     assert len(seen(opened, "#table-1 .point")) == 3 and len(seen(opened, "#table-1 .point.dimmed")) == 2
@@ -291,6 +291,8 @@ def test_a_phone_scrolls_its_tables_and_not_the_page_and_says_that_there_is_more
     assert score.rect["x"] >= name.rect["x"] + name.rect["width"]
     assert state.rect["x"] + state.rect["width"] <= button.rect["x"] + 1
     assert training.rect["x"] > 390
+    heads = [head.value_of_css_property("background-color") for head in find(opened, "#table-1 thead th")]
+    assert len(set(heads)) == 1
     before = (name.rect["x"], button.rect["x"])
     opened.execute_script("document.querySelector('#table-1 .scroll').scrollLeft = 10000")
     assert training.rect["x"] + training.rect["width"] <= button.rect["x"]
