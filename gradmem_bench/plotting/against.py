@@ -7,29 +7,27 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from gradmem_bench.plotting.parts import (
+    METHOD,
     MOST,
+    REFERENCES,
+    SIDE,
     Pictures,
     caption,
+    entries,
     error_bars,
-    file_name,
+    fitting,
     legend,
     looks_of,
     new_figure,
+    points_told,
     score_axis,
+    stems,
 )
-from gradmem_bench.plotting.recipes import Known, as_trained, labels, training_recipe
+from gradmem_bench.plotting.recipes import Known, labels, training_recipe
 from gradmem_bench.reporting.comparison import Comparison
 from gradmem_bench.reporting.rows import Row
 
 Cost = Callable[[Row], float | None]
-
-_REFERENCES = {
-    "ceiling": {"color": "0.35", "marker": "_", "markeredgewidth": 2, "markersize": 11},
-    "floor": {"color": "0.35", "marker": "x", "markeredgewidth": 2, "markersize": 7},
-}
-"""Floor and ceiling take none of the methods' colours."""
-_SIDE = 0.02
-"""From one point to the next that costs the same, as a share of the axis."""
 
 
 def state_bytes(row: Row) -> float | None:
@@ -53,7 +51,7 @@ def against(
 
     Of several seeds the point is their mean, its interval is over seeds too, and each has a dot.
     """
-    for number, table in enumerate(tables, start=1):
+    for stem, table in zip(stems(kind, [table.title for table in tables]), tables, strict=True):
         rows = [row for row in table.rows if row.score is not None and cost(row) is not None]
         if not rows:
             continue
@@ -67,12 +65,11 @@ def against(
         sides = _side_by_side([place(cost(row)) for row in ordered], axes)
         at = {id(row): x for row, x in zip(ordered, sides, strict=True)}
         for label, own in sorted(series.items(), key=lambda one: (one[1][0].role != "method", one[0])):
-            look = looks.get(label) or _REFERENCES[own[0].role]
-            style = {"markersize": 7, "markeredgecolor": "white"} if label in looks else {}
-            style = look | style | {"linestyle": "none", "capsize": 3, "zorder": 3}
-            xs = [at[id(row)] for row in own]
-            bars = error_bars([row.result for row in own])
-            axes.errorbar(xs, [row.score for row in own], yerr=bars, label=label, **style)
+            look = looks[label] | METHOD if label in looks else REFERENCES[own[0].role]
+            xs, scores = [at[id(row)] for row in own], [row.score for row in own]
+            bars = error_bars(scores, [(row.result.low, row.result.high) for row in own])
+            style = look | {"linestyle": "none", "capsize": 3, "zorder": 3}
+            axes.errorbar(xs, scores, yerr=bars, label=label, **style)
             for x, row in zip(xs, own, strict=True):
                 scores = [score for score in row.by_seed() if score is not None]
                 if len(row.records) > 1:
@@ -87,24 +84,17 @@ def against(
         score_axis(axes, table.title_of(table.ranked_by), [row.score for row in rows])
         legend(figure)
         records = [record for row in rows for record in row.records]
-        caption(figure, records, [*_marks(rows, costs, sides != [place(cost(row)) for row in ordered]), *left_out])
-        yield file_name(kind, table.rows[0].record.task.name, number), figure
+        marks = _marks(rows, costs, sides != [place(cost(row)) for row in ordered])
+        caption(figure, records, [*marks, *left_out])
+        yield stem, figure
 
 
 def _series(rows: Sequence[Row], cost: Cost, known: Known) -> tuple[dict[str, list[Row]], list[str]]:
     """The rows by their entry in the legend, at most MOST of methods where that can be, and what was done for it."""
-    said, chosen = [], list(rows)
-    names = _labels(chosen, cost, known)
-    if _entries(chosen, names) > MOST:
-        trained = [row for row in chosen if as_trained(row.record)]
-        if trained and len(trained) < len(chosen):
-            said.append(
-                f"Left out, since a legend of more than {MOST} methods is not read: {len(chosen) - len(trained)} rows "
-                "evaluated at another K than they were trained with."
-            )
-            chosen = trained
-            names = _labels(chosen, cost, known)
-    if _entries(chosen, names) > MOST:
+    chosen, names, said = fitting(
+        rows, lambda some: labels([row.record for row in some], known, places=[cost(row) for row in some])
+    )
+    if entries(chosen, names) > MOST:
         dtypes: dict[str, set[str]] = {}
         for row in chosen:
             dtypes.setdefault(row.record.method.name, set()).add(row.record.footprint.state_dtype)
@@ -127,23 +117,8 @@ def _series(rows: Sequence[Row], cost: Cost, known: Known) -> tuple[dict[str, li
     return series, said
 
 
-def _labels(rows: Sequence[Row], cost: Cost, known: Known) -> list[str]:
-    return labels([row.record for row in rows], known, places=[cost(row) for row in rows])
-
-
-def _entries(rows: Sequence[Row], names: Sequence[str]) -> int:
-    return len({name for row, name in zip(rows, names, strict=True) if row.role == "method"})
-
-
 def _marks(rows: Sequence[Row], costs: Sequence[float], moved: bool) -> Iterator[str]:
-    seeds = sorted({len(row.records) for row in rows})
-    if seeds[-1] > 1:
-        yield (
-            f"Points: means over seeds ({' or '.join(map(str, seeds))}); small dots: single seeds; bars: 95 % "
-            "intervals over contexts and, of several seeds, over seeds too."
-        )
-    else:
-        yield "Points: one seed each; bars: 95 % intervals over contexts."
+    yield points_told(len(row.records) for row in rows)
     if moved:
         yield "What costs about the same stands side by side on a grey band, the best on the left."
     if min(costs) <= 0 < max(costs):
@@ -187,7 +162,7 @@ def _logarithmic(
 def _side_by_side(places: Sequence[float], axes: Axes) -> list[float]:
     """The places, which ascend, with those moved apart that would stand on one another."""
     low, high = map(log, axes.get_xlim())
-    step = _SIDE * (high - low)
+    step = SIDE * (high - low)
     heaps: list[list[float]] = []
     for place in places:
         if heaps and log(place) - log(heaps[-1][-1]) < step / 2:

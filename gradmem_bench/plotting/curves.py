@@ -7,7 +7,17 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from gradmem_bench.plotting.parts import MOST, Pictures, caption, file_name, legend, looks_of, new_figure, score_axis
+from gradmem_bench.plotting.parts import (
+    Pictures,
+    caption,
+    each_method,
+    file_name,
+    legend,
+    looks_of,
+    new_figure,
+    score_axis,
+    stems,
+)
 from gradmem_bench.plotting.recipes import Known, labels, training_recipe
 from gradmem_bench.reporting.comparison import Comparison
 from gradmem_bench.results import RunRecord
@@ -23,7 +33,7 @@ def training(tables: Sequence[Comparison], known: Known, folders: dict[str, Path
     """
     from gradmem_bench.checkpoints import METHOD_FILE, read_about
 
-    for number, table in enumerate(tables, start=1):
+    for stem, table in zip(stems("training", [table.title for table in tables]), tables, strict=True):
         curves: dict[tuple[str, int], Curve] = {}
         for record in (record for row in table.rows for record in row.records):
             path = folders[record.run_id] / METHOD_FILE
@@ -38,23 +48,9 @@ def training(tables: Sequence[Comparison], known: Known, folders: dict[str, Path
         named: dict[str, list[Curve]] = {}
         for label, curve in zip(labels([one for one, _ in found], known, evaluations=False), found, strict=True):
             named.setdefault(label, []).append(curve)
-        for chosen, parts in _pictures(named):
-            name = file_name("training", table.rows[0].record.task.name, number, *parts)
-            yield name, _curves(" · ".join((table.title, *parts)), chosen)
-
-
-def _pictures(named: dict[str, list[Curve]]) -> list[tuple[dict[str, list[Curve]], tuple[str, ...]]]:
-    """The curves of each picture, and what it is called beside the table."""
-    order = sorted(named)
-    if len(order) <= MOST:
-        return [({label: named[label] for label in order}, ())]
-    pictures = []
-    for method in sorted({own[0][0].method.name for own in named.values()}):
-        mine = [label for label in order if named[label][0][0].method.name == method]
-        for start in range(0, len(mine), MOST):
-            part = (str(start // MOST + 1),) if len(mine) > MOST else ()
-            pictures.append(({label: named[label] for label in mine[start : start + MOST]}, (method, *part)))
-    return pictures
+        for chosen, parts in each_method({label: own[0][0].method.name for label, own in named.items()}):
+            title = " · ".join((table.title, *parts))
+            yield file_name(stem, *parts), _curves(title, {label: named[label] for label in chosen})
 
 
 def _curves(title: str, named: dict[str, list[Curve]]) -> Figure:

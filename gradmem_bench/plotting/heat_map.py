@@ -5,7 +5,7 @@ from statistics import fmean
 
 from matplotlib.figure import Figure
 
-from gradmem_bench.plotting.parts import Pictures, caption, file_name, new_figure, shaded
+from gradmem_bench.plotting.parts import Pictures, caption, file_name, folded, new_figure, shaded, stems
 from gradmem_bench.plotting.recipes import Known, by_seed, differences, inner_steps, training_recipe
 from gradmem_bench.reporting.comparison import Comparison
 from gradmem_bench.results import RunRecord
@@ -19,7 +19,7 @@ def steps(tables: Sequence[Comparison], known: Known) -> Pictures:
 
     Of several seeds a cell is their mean and their range, of one seed its score and interval.
     """
-    for number, table in enumerate(tables, start=1):
+    for stem, table in zip(stems("steps", [table.title for table in tables]), tables, strict=True):
         methods: dict[str, Trainings] = {}
         pairs: dict[str, set[tuple[int, int]]] = {}
         for record in (row.record for row in table.rows if row.score is not None and row.role == "method"):
@@ -30,10 +30,7 @@ def steps(tables: Sequence[Comparison], known: Known) -> Pictures:
                 cells.setdefault(both[1], []).append(record)
         for method, trainings in methods.items():
             if len(pairs[method]) > 1:
-                yield (
-                    file_name("steps", table.rows[0].record.task.name, method, number),
-                    _heat_map(f"{table.title} · {method}", trainings, table, known),
-                )
+                yield file_name(stem, method), _heat_map(f"{table.title} · {method}", trainings, table, known)
 
 
 def _heat_map(title: str, trainings: Trainings, table: Comparison, known: Known) -> Figure:
@@ -42,7 +39,11 @@ def _heat_map(title: str, trainings: Trainings, table: Comparison, known: Known)
     named = zip(first, differences(first, known), trainings.values(), strict=True)
     rows = sorted(named, key=lambda row: (inner_steps(row[0])[0], len(row[1]), row[1]))
     evaluated = sorted({column for own in trainings.values() for column in own})
-    figure, axes = new_figure(title, 3.4 + 0.95 * len(evaluated), 1.0 + 0.75 * len(rows))
+    names = [folded(name) for _, name, _ in rows]
+    # As high as a cell's three lines or the longest name.
+    lines = max(5, *(name.count("\n") + 1 for name in names))
+    width = 2.6 + 0.065 * max(len(line) for name in names for line in name.split("\n"))
+    figure, axes = new_figure(title, width + 0.95 * len(evaluated), 1.0 + (0.1 + 0.13 * lines) * len(rows))
     scores = [[by_seed(own.get(column, ()), metric) for column in evaluated] for _, _, own in rows]
     means = [[fmean(cell.values()) if cell else float("nan") for cell in row] for row in scores]
     highest = max(1.0, *(mean for row in means for mean in row if mean == mean))
@@ -55,7 +56,7 @@ def _heat_map(title: str, trainings: Trainings, table: Comparison, known: Known)
     ]
     picture = shaded(axes, means, texts, highest)
     axes.set_xticks(range(len(evaluated)), [str(k) for k in evaluated])
-    axes.set_yticks(range(len(rows)), [_lines(name) for _, name, _ in rows], fontsize=8)
+    axes.set_yticks(range(len(rows)), names, fontsize=8)
     axes.set_xlabel("K at evaluation")
     axes.set_ylabel("K at training")
     figure.colorbar(picture, ax=axes, label=table.title_of(metric))
@@ -63,13 +64,10 @@ def _heat_map(title: str, trainings: Trainings, table: Comparison, known: Known)
         "A row is one training recipe, a cell the mean over its seeds and their range; of one seed, its score and the "
         "95 % interval over contexts. A seed that was evaluated twice alike counts once."
     ]
+    if any(not cell for row in scores for cell in row):
+        marks.append("Hatched: not evaluated at that K.")
     caption(figure, [record for own in trainings.values() for cell in own.values() for record in cell], marks)
     return figure
-
-
-def _lines(name: str) -> str:
-    """One setting a line."""
-    return name.replace(", ", "\n")
 
 
 def _spread(seeds: dict[int | None, float], records: Sequence[RunRecord], metric: str) -> str:

@@ -1,6 +1,8 @@
 """What every picture has: axes, looks that are told apart in grey, a legend beside it and a caption below."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from math import log2
 from pathlib import Path
 from textwrap import fill
 
@@ -8,16 +10,29 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from gradmem_bench.config import Budget
-from gradmem_bench.results import MetricResult, RunRecord
+from gradmem_bench.plotting.recipes import as_trained
+from gradmem_bench.reporting.rows import Row
+from gradmem_bench.results import RunRecord
 
 Pictures = Iterator[tuple[str, Figure]]
 """Each with the name of its file."""
 
 MOST = 8
 """Entries of a legend that are told apart by colour alone; what has more is split or drawn with less."""
+
+SIDE = 0.02
+"""From one point to the next that has the same place across, as a share of the axis."""
+
+REFERENCES = {
+    "ceiling": {"color": "0.35", "marker": "_", "linestyle": "-", "markeredgewidth": 2, "markersize": 11},
+    "floor": {"color": "0.35", "marker": "x", "linestyle": ":", "markeredgewidth": 2, "markersize": 7},
+}
+"""Floor and ceiling take none of the methods' colours."""
+METHOD = {"markersize": 7, "markeredgecolor": "white"}
 
 # Told apart by lightness and by shape too: a picture is read in grey.
 _COLOURS = ("#12355b", "#d1495b", "#2a9d8f", "#edae49", "#7b4fa3", "#1a1a1a", "#8fb8de", "#9c6644")
@@ -51,31 +66,60 @@ def doubling_axis(axes: Axes, places: Iterable[int]) -> None:
     axes.xaxis.set_major_formatter(FixedFormatter([str(tick) for tick in ticks]))
 
 
+def side_by_side(axes: Axes, places: Iterable[int], count: int) -> list[float]:
+    """A doubling axis with a grey band around each place, and what a place is times for each of so many series."""
+    doubling_axis(axes, places)
+    ticks = [tick for tick in axes.get_xticks() if tick > 0] or [1]
+    gap = min((log2(right / left) for left, right in pairwise(ticks)), default=1.0)
+    axes.set_xlim(ticks[0] / 2 ** (gap / 2), ticks[-1] * 2 ** (gap / 2))
+    step = min(SIDE * (log2(ticks[-1] / ticks[0]) + gap), 0.8 * gap / count)
+    if count > 1:
+        for tick in ticks:
+            half = 2 ** (count * step / 2)
+            axes.axvspan(tick / half, tick * half, color="0.95", linewidth=0, zorder=0)
+    return [2 ** (step * (at - (count - 1) / 2)) for at in range(count)]
+
+
 def shaded(axes: Axes, values: Sequence[Sequence[float]], texts: Sequence[Sequence[str]], most: float) -> AxesImage:
-    """Cells that are the darker the higher their value is, 0 to `most`, each with its text; NaN stays empty."""
+    """Cells that are the darker the higher their value is, 0 to `most`, each with its text; NaN is hatched."""
     picture = axes.imshow(values, cmap="Greys", vmin=0, vmax=most, aspect="auto", origin="lower")
     for row, (own, told) in enumerate(zip(values, texts, strict=True)):
         for column, (value, text) in enumerate(zip(own, told, strict=True)):
             if value == value:
-                colour = "white" if value >= most / 2 else "black"
+                colour = "white" if value >= 0.6 * most else "black"
                 axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=7.5)
+            else:
+                corner = column - 0.5, row - 0.5
+                axes.add_patch(Rectangle(corner, 1, 1, facecolor="white", edgecolor="0.75", hatch="///", linewidth=0))
     return picture
 
 
 def legend(figure: Figure) -> None:
     """Right of the axes; the picture is made as much larger as the names need."""
     handles, names = figure.axes[0].get_legend_handles_labels()
-    texts = [fill(name, 44) for name in names]
+    texts = [folded(name) for name in names]
     lines = "\n".join(texts).split("\n")
     figure.set_figwidth(figure.get_figwidth() + 0.07 * max(0, max(map(len, lines)) - 14))
     figure.set_figheight(max(figure.get_figheight(), 0.6 + 0.16 * len(lines)))
-    figure.legend(handles, texts, fontsize=8, frameon=False, loc="outside right upper")
+    # So long that a dashed line is seen to be one.
+    figure.legend(handles, texts, fontsize=8, frameon=False, loc="outside right upper", handlelength=3.4)
+
+
+def folded(name: str) -> str:
+    """A name in lines of 44 letters at most; a setting and its value stay on one."""
+    space = "\N{NO-BREAK SPACE}"
+    whole = name.replace(" ", space).replace(f",{space}", ", ").replace(f"{space}(", " (")
+    return fill(whole, 44).replace(space, " ")
 
 
 def caption(figure: Figure, records: Sequence[RunRecord], sentences: Iterable[str]) -> None:
-    """Below the axes and the legend: what was asked, of how much, and what the marks are. To be called last."""
+    """Below the axes and the legend: what was asked, of how much, and what the marks are. To be called last.
+
+    Args:
+        records: what was asked and of how much is theirs; nothing is said of it where there are none.
+    """
     width = int(figure.get_figwidth() / 0.058)
-    text = "\n".join(fill(line, width) for line in (_what(records), " ".join(sentences)) if line)
+    text = "\n".join(fill(line, width) for line in (_what(records) if records else "", " ".join(sentences)) if line)
     figure.set_figheight(figure.get_figheight() + 0.2 + 0.13 * (text.count("\n") + 1))
     figure.supxlabel(text, x=0.012, ha="left", fontsize=7, color="0.25", linespacing=1.35)
 
@@ -112,11 +156,74 @@ def looks_of(names: Iterable[str]) -> dict[str, dict]:
     return looks
 
 
-def error_bars(found: Sequence[MetricResult]) -> list[list[float]]:
+def points_told(seeds: Iterable[int]) -> str:
+    """What points, dots and bars are.
+
+    Args:
+        seeds: of each point, how many seeds it is the mean of.
+    """
+    counts = sorted(set(seeds))
+    if counts[-1] == 1:
+        return "Points: one seed each; bars: 95 % intervals over contexts."
+    return (
+        f"Points: means over seeds ({' or '.join(map(str, counts))}); small dots: single seeds; bars: 95 % intervals "
+        "over contexts and, of several seeds, over seeds too."
+    )
+
+
+def fitting(rows: Sequence[Row], named: Callable[[Sequence[Row]], list[str]]) -> tuple[list[Row], list[str], list[str]]:
+    """Without the rows evaluated at another K, where with them more than MOST methods had names of their own.
+
+    Args:
+        named: the name of each row in the legend.
+    Returns:
+        The rows, their names, and the sentence that says what was left out.
+    """
+    names = named(rows)
+    trained = [row for row in rows if as_trained(row.record)]
+    if entries(rows, names) <= MOST or not trained or len(trained) == len(rows):
+        return list(rows), names, []
+    count = len(rows) - len(trained)
+    told = (
+        f"Left out, since a legend of more than {MOST} methods is not read: {count} row{'s' * (count > 1)} evaluated "
+        "at another K than in training."
+    )
+    return trained, named(trained), [told]
+
+
+def entries(rows: Sequence[Row], names: Sequence[str]) -> int:
+    """How many names the methods have among them, beside floor and ceiling."""
+    return len({name for row, name in zip(rows, names, strict=True) if row.role == "method"})
+
+
+def each_method(methods: Mapping[str, str]) -> list[tuple[list[str], tuple[str, ...]]]:
+    """What goes into which picture: all into one, or, of more than MOST names, a method's into one or several.
+
+    Args:
+        methods: name in the legend -> method.
+    Returns:
+        Of each picture the names in it, and what it is called beside the table.
+    """
+    order = sorted(methods)
+    if len(order) <= MOST:
+        return [(order, ())]
+    pictures = []
+    for method in sorted(set(methods.values())):
+        mine = [name for name in order if methods[name] == method]
+        count = -(-len(mine) // MOST)
+        size = -(-len(mine) // count)
+        for at in range(count):
+            part = (str(at + 1),) if count > 1 else ()
+            pictures.append((mine[at * size : (at + 1) * size], (method, *part)))
+    return pictures
+
+
+def error_bars(values: Sequence[float], intervals: Sequence[tuple[float | None, float | None]]) -> list[list[float]]:
     """What lies below and above each score, for `errorbar`; nothing where there is no interval."""
+    found = list(zip(values, intervals, strict=True))
     return [
-        [0.0 if one.low is None else one.value - one.low for one in found],
-        [0.0 if one.high is None else one.high - one.value for one in found],
+        [0.0 if low is None else max(0.0, value - low) for value, (low, _) in found],
+        [0.0 if high is None else max(0.0, high - value) for value, (_, high) in found],
     ]
 
 
@@ -129,6 +236,21 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     return files
 
 
-def file_name(*parts: str | int) -> str:
-    texts = map(str, parts)
-    return "-".join("".join(letter if letter.isalnum() or letter in "._" else "_" for letter in text) for text in texts)
+def file_name(*parts: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "._=-" else "_" for letter in "-".join(parts))
+
+
+def stems(kind: str, titles: Sequence[str]) -> list[str]:
+    """What the files of each table begin with: the kind, and of the table's title the task and what tells it apart.
+
+    A backbone is told where several have that task; a number, where all this is the same.
+    """
+    told = [title.split(" · ", 2) for title in titles]
+    names = []
+    for task, backbone, *rest in told:
+        alone = len({other for one, other, *_ in told if one == task}) == 1
+        settings = ["=".join(setting.rsplit(" ", 1)) for text in rest for setting in text.split(", ")]
+        names.append(file_name(kind, task, *([] if alone else [backbone]), *settings))
+    return [
+        name if names.count(name) == 1 else f"{name}-{names[: at + 1].count(name)}" for at, name in enumerate(names)
+    ]

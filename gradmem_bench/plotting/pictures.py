@@ -32,18 +32,17 @@ def draw(kind: str, records: dict[Path, RunRecord]) -> Pictures:
     """
     folders = {record.run_id: path.parent for path, record in records.items()}
     known = {place(record): record for record in records.values()}
-    if kind in ("bytes", "flops"):
+    if kind in ("bytes", "flops", "pairs"):
         # A front through the luckiest seed of each method would be one that no method keeps to.
         tables = comparison(
             records.values(), by="config", examples=lambda record: read_examples(folders[record.run_id])
         )
-        if kind == "bytes":
+        if kind == "pairs":
+            yield from pairs(tables, known)
+        elif kind == "bytes":
             yield from against(tables, known, kind, "state bytes of a context", state_bytes, 4, format_bytes)
         else:
             yield from against(tables, known, kind, "FLOPs of one WRITE", write_flops, 10, format_count)
-        return
-    if kind == "pairs":
-        yield from pairs(records.values(), known)
         return
     tables = comparison(records.values(), by="config")
     if kind == "steps":

@@ -5,7 +5,19 @@ from statistics import fmean
 
 from matplotlib.figure import Figure
 
-from gradmem_bench.plotting.parts import doubling_axis, legend, looks_of, new_figure, score_axis, shaded
+from gradmem_bench.plotting.parts import (
+    METHOD,
+    REFERENCES,
+    caption,
+    error_bars,
+    legend,
+    looks_of,
+    new_figure,
+    points_told,
+    score_axis,
+    shaded,
+    side_by_side,
+)
 from gradmem_bench.reporting.reproductions import Line, heat_map, parts_of
 from gradmem_bench.reproduction import Experiment
 
@@ -18,7 +30,7 @@ def picture(experiment: Experiment, table: Sequence[Line]) -> Figure | None:
 
 
 def _curves(title: str, table: Sequence[Line], metric: str) -> Figure | None:
-    """Score against the one axis that the rows have, every seed a point; the paper's hollow."""
+    """Score against the one axis that the rows have, the mean over seeds with each of them; the paper's hollow."""
     by_name: dict[str, list[Line]] = {}
     for line in table:
         if len(line.setting) == 1 and isinstance(_place(line), int):
@@ -30,30 +42,47 @@ def _curves(title: str, table: Sequence[Line], metric: str) -> Figure | None:
     figure, axes = new_figure(title)
     drawn: list[float] = []
     published = False
-    for index, ((name, own), look) in enumerate(zip(sorted(by_name.items()), looks_of(by_name).values(), strict=True)):
-        # Beside one another, since some methods have the same score.
-        side = 2 ** (0.05 * (index - (len(by_name) - 1) / 2))
-        points = look | {"linestyle": "none"}
-        for line in own:
-            scores = list(line.scores(metric).values())
-            axes.plot([_place(line) * side] * len(scores), scores, **points, markersize=4)
-            drawn += scores
-        means = [(_place(line) * side, fmean(scores)) for line in own if (scores := line.scores(metric).values())]
-        if means:
-            axes.plot(*zip(*means, strict=True), color=look["color"], linestyle=look["linestyle"])
-            axes.plot([], [], **look, markersize=4, label=name)
-        paper = [(_place(line) * side, line.paper.value) for line in own if line.paper]
+    roles = {name: _role(own) for name, own in by_name.items()}
+    looks = looks_of(name for name, role in roles.items() if role == "method")
+    order = sorted(by_name, key=lambda name: (roles[name] != "method", name))
+    for name, side in zip(order, side_by_side(axes, {_place(line) for line in shown}, len(order)), strict=True):
+        look = looks[name] | METHOD if name in looks else REFERENCES[roles[name]]
+        made = [line for line in by_name[name] if line.scores(metric)]
+        if made:
+            xs = [_place(line) * side for line in made]
+            seeds = [list(line.scores(metric).values()) for line in made]
+            means = list(map(fmean, seeds))
+            bars = error_bars(means, [line.interval(metric) for line in made])
+            axes.errorbar(xs, means, yerr=bars, label=name, **look, linewidth=1.2, capsize=3, zorder=3)
+            for x, scores in zip(xs, seeds, strict=True):
+                if len(scores) > 1:
+                    axes.scatter([x] * len(scores), scores, s=9, color=look["color"], zorder=4)
+            drawn += means
+        paper = [(_place(line) * side, line.paper.value) for line in by_name[name] if line.paper]
         if paper:
             published = True
-            axes.plot(*zip(*paper, strict=True), **points, fillstyle="none", markersize=8)
-            drawn += [value for _, value in paper]
+            # A ceiling's stroke could not be hollow.
+            marker = look["marker"] if name in looks else "s"
+            hollow = {"marker": marker, "color": look["color"], "fillstyle": "none", "markersize": 11}
+            axes.plot(*zip(*paper, strict=True), linestyle="none", **hollow)
+            drawn += [value for _, value in paper if value is not None]
     if published:
-        axes.plot([], [], "o", color="0.3", fillstyle="none", markersize=8, label="large, hollow: the paper's")
-    doubling_axis(axes, {_place(line) for line in shown})
-    axes.set_xlabel(f"{across.pop()}; a point is one seed, lines join the means")
+        hollow = {"marker": "o", "color": "0.3", "fillstyle": "none", "markersize": 11}
+        axes.plot([], [], linestyle="none", **hollow, label="large, hollow: the paper's")
+    (name,) = across
+    axes.set_xlabel(name)
     score_axis(axes, _title(metric), drawn)
     legend(figure)
+    marks = [points_told(len(line.scores(metric)) for line in shown if line.scores(metric)), "Lines join the means."]
+    if len(order) > 1:
+        marks.append(f"Side by side on a grey band: one value of {name}.")
+    caption(figure, (), marks)
     return figure
+
+
+def _role(own: Sequence[Line]) -> str:
+    """Floor, ceiling or method; what was not run is taken for a method."""
+    return next((record.method.role for line in own for _, record in line.records.values()), "method")
 
 
 def _heat_map(title: str, table: Sequence[Line], metric: str) -> Figure | None:
@@ -74,7 +103,8 @@ def _heat_map(title: str, table: Sequence[Line], metric: str) -> Figure | None:
     shaded(axes, means, texts, 1.0)
     axes.set_xticks(range(len(steps)), [str(step) for step in steps])
     axes.set_yticks(range(len(blocks)), list(map(_block_name, blocks)), fontsize=8)
-    axes.set_xlabel("K at evaluation; a cell is the mean over seeds")
+    missing = "; hatched: missing" if any(mean != mean for row in means for mean in row) else ""
+    axes.set_xlabel(f"K at evaluation; a cell is the mean over seeds{missing}")
     return figure
 
 

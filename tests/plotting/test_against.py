@@ -95,7 +95,7 @@ def test_of_more_entries_than_fit_those_evaluated_as_trained_are_drawn_and_the_r
     axes = drawn("bytes", tmp_path)
     assert set(containers(axes)) == {f"gradmem (inner_steps {steps})" for steps in (1, 2, 3)}
     assert all(len(points) == 1 for points, _ in containers(axes).values())
-    assert "9 rows evaluated at another K than they were trained with" in caption_of(axes)
+    assert "9 rows evaluated at another K than in training" in caption_of(axes)
 
 
 def test_of_more_recipes_than_fit_a_method_has_one_entry(tmp_path):

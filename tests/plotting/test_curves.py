@@ -64,8 +64,8 @@ def test_more_than_eight_recipes_make_a_picture_for_each_method(tmp_path):
             write_gradmem(folder, 30, name=name, inner_steps=steps)
             write_history(folder, [0.5, 0.6])
     pictures = dict(draw("training", find_records([tmp_path])))
-    stem = "training-kv_retrieval-1"
+    stem = "training-kv_retrieval"
     assert list(pictures) == [f"{stem}-gradmem-1", f"{stem}-gradmem-2", f"{stem}-other"]
-    assert [len(names(figure)) for figure in pictures.values()] == [8, 2, 3]
+    assert [len(names(figure)) for figure in pictures.values()] == [5, 5, 3]
     for figure in pictures.values():
         assert len({line.get_color() for line in figure.axes[0].lines}) == len(names(figure))

@@ -5,13 +5,9 @@ from plotting.drawing import caption_of, containers, drawn, write_gradmem
 from records import TASK, measured_costs, metric
 
 from gradmem_bench.config import Budget
+from gradmem_bench.plotting.parts import stems
 from gradmem_bench.plotting.pictures import draw
 from gradmem_bench.results import find_records
-
-
-def interval(record) -> tuple[float, float]:
-    score = record.metrics["exact_match"]
-    return pytest.approx((score.low, score.high))
 
 
 def test_what_a_task_is_scored_with_is_drawn(tmp_path):
@@ -30,7 +26,7 @@ def test_what_a_task_is_scored_with_is_drawn(tmp_path):
     assert list(front.get_ydata()) == [pytest.approx(3.79)] * 2
     axes = drawn("pairs", tmp_path)
     points, bars = containers(axes)["rmt"]
-    assert points == [(4, pytest.approx(1.79)), (8, pytest.approx(1.83))]
+    assert [(round(x), y) for x, y in points] == [(4, pytest.approx(1.79)), (8, pytest.approx(1.83))]
     assert axes.get_ylabel() == "points" and all(low < high for low, high in bars)
     # Of text, F1 says more than exact match.
     text = TASK.model_copy(update={"normalized_answers": True})
@@ -47,32 +43,19 @@ def test_no_name_of_a_legend_is_cut(tmp_path):
         write_run(folder, "gradmem", 30 + steps, task=task)
         parameters = {"inner_steps": steps, "inner_learning_rate": 0.25, "evaluation_inner_steps": 2 * steps}
         edit(folder, lambda values, parameters=parameters: values["method"].update(parameters=parameters))
-    ((_, figure),) = draw("pairs", find_records([tmp_path]))
-    figure.savefig(tmp_path / "picture.png")
-    (legend,) = figure.legends
-    assert len(legend.get_texts()) == 10
-    box, whole = legend.get_window_extent(), figure.bbox
-    assert box.x0 >= figure.axes[0].get_window_extent().x1 and box.x1 <= whole.x1 and box.y0 >= whole.y0
-    looks = {(one[0].get_color(), one[0].get_marker()) for one in figure.axes[0].containers}
-    assert len(looks) == 10
-
-
-def test_exact_match_against_pairs_joins_the_configurations_of_a_method(tmp_path):
-    written = {}
-    for pairs, right in ((4, 58), (8, 50), (16, 20)):
-        task = TASK.model_copy(update={"settings": {"pairs": pairs, "alphabet": 16}})
-        for seed in (0, 1):
-            written[pairs, seed] = write_run(
-                tmp_path / f"{pairs}-{seed}", "gradmem", right + seed, task=task, seed=seed
-            )
-        write_run(tmp_path / f"rmt-{pairs}", "rmt", right - 10, task=task)
-    axes = drawn("pairs", tmp_path)
-    points, bars = containers(axes)["gradmem"]
-    assert points == [(pairs, pytest.approx(r.metrics["exact_match"].value)) for (pairs, _), r in written.items()]
-    assert bars == [interval(record) for record in written.values()]
-    means = [list(line.get_ydata()) for line in axes.lines if len(line.get_ydata()) == 3]
-    assert [pytest.approx(58.5 / 60), pytest.approx(50.5 / 60), pytest.approx(20.5 / 60)] in means
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["4", "8", "16"]
+    pictures = [figure for _, figure in draw("pairs", find_records([tmp_path]))]
+    assert len(pictures) == 2
+    for figure in pictures:
+        figure.savefig(tmp_path / "picture.png")
+        (legend,) = figure.legends
+        assert len(legend.get_texts()) == 5
+        # What a setting is, is read on one line with its name.
+        names = [name for text in legend.get_texts() for name in text.get_text().split("\n")]
+        assert all(name[-1] in ",)" for name in names)
+        box, whole = legend.get_window_extent(), figure.bbox
+        assert box.x0 >= figure.axes[0].get_window_extent().x1 and box.x1 <= whole.x1 and box.y0 >= whole.y0
+        looks = {(one[0].get_color(), one[0].get_marker()) for one in figure.axes[0].containers}
+        assert len(looks) == 5
 
 
 def test_the_command_writes_png_and_svg_the_same_again(tmp_path):
@@ -83,8 +66,32 @@ def test_the_command_writes_png_and_svg_the_same_again(tmp_path):
     assert done.errors.startswith("Not drawn: pairs (it takes records of one task and backbone with different numbers")
     assert done.errors.count("\n") == 1 and "training (it takes" in done.errors and "bytes" not in done.errors
     files = {path.name: path.read_bytes() for path in (tmp_path / "plots").iterdir()}
-    assert sorted(files) == ["bytes-kv_retrieval-1.png", "bytes-kv_retrieval-1.svg"]
-    assert files["bytes-kv_retrieval-1.png"].startswith(b"\x89PNG") and b"<svg" in files["bytes-kv_retrieval-1.svg"]
+    assert sorted(files) == ["bytes-kv_retrieval.png", "bytes-kv_retrieval.svg"]
+    assert files["bytes-kv_retrieval.png"].startswith(b"\x89PNG") and b"<svg" in files["bytes-kv_retrieval.svg"]
+
+
+def test_the_name_of_a_file_tells_what_sets_its_table_apart(tmp_path):
+    for alphabet, pairs in ((16, 4), (16, 8), (26, 8)):
+        task = TASK.model_copy(update={"settings": {"pairs": pairs, "alphabet": alphabet}})
+        write_run(tmp_path / f"{alphabet}-{pairs}", right=alphabet + pairs, task=task)
+    records = find_records([tmp_path])
+    names = [name for name, _ in draw("bytes", records)]
+    assert names == [f"bytes-kv_retrieval-pairs={told}" for told in ("4-alphabet=16", "8-alphabet=16", "8-alphabet=26")]
+    ((name, figure),) = draw("pairs", records)
+    assert name == "pairs-kv_retrieval"
+    other = TASK.model_copy(update={"settings": {"pairs": 4, "alphabet": 26}})
+    write_run(tmp_path / "26-4", right=31, task=other)
+    pictures = dict(draw("pairs", find_records([tmp_path])))
+    assert sorted(pictures) == ["pairs-kv_retrieval-alphabet=16", "pairs-kv_retrieval-alphabet=26"]
+    assert [figure.axes[0].get_title(loc="left") for figure in pictures.values()] == [
+        f"kv_retrieval · llama-2x64 · alphabet {size}" for size in (16, 26)
+    ]
+    # Where a title tells too little, a number does.
+    assert stems("bytes", ["t · b · a/1", "t · b · a:1", "t · c"]) == [
+        "bytes-t-b-a_1-1",
+        "bytes-t-b-a_1-2",
+        "bytes-t-c",
+    ]
 
 
 def test_a_kind_that_was_asked_for_and_cannot_be_drawn_is_said_before_anything_is_written(tmp_path):
@@ -115,16 +122,3 @@ def test_every_picture_says_what_was_asked_of_how_much_and_what_its_marks_are(tm
             assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0
             assert all(box.y1 <= axes.get_tightbbox().y0 for axes in figure.axes[:1])
             assert all(box.y1 <= legend.get_window_extent().y0 for legend in figure.legends)
-
-
-def test_lines_over_pairs_are_of_one_training_recipe_and_a_seed_counts_once(tmp_path):
-    for pairs, right in ((4, 54), (8, 42)):
-        task = TASK.model_copy(update={"settings": {"pairs": pairs, "alphabet": 16}})
-        for seed, less in ((0, 0), (1, 12)):
-            write_gradmem(tmp_path / f"{pairs}-{seed}", right - less, seed, task=task)
-        write_gradmem(tmp_path / f"{pairs}-asked", right, 0, task=task, evaluation_inner_steps=1)
-        write_gradmem(tmp_path / f"{pairs}-one", 6, 0, {"queries_per_context": 1}, task=task)
-    axes = drawn("pairs", tmp_path)
-    assert set(containers(axes)) == {"gradmem", "gradmem (queries_per_context 1)"}
-    means = sorted(list(map(float, line.get_ydata())) for line in axes.lines if line.get_linestyle() != "None")
-    assert means == [[pytest.approx(0.1)] * 2, [pytest.approx(0.8), pytest.approx(0.6)]]

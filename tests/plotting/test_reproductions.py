@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 from boards import write_run
+from matplotlib.collections import PathCollection
+from matplotlib.lines import Line2D
 
 from gradmem_bench.plotting.parts import save
 from gradmem_bench.plotting.reproductions import picture
@@ -30,6 +32,11 @@ def line(folder: Path, name: str, setting: dict, rights: list[int], paper: float
     return Line(name, setting, list(records), records, paper=None if paper is None else PaperRow(**published))
 
 
+def marks(axes) -> dict[str, list[tuple[float, float]]]:
+    """What is joined by a line -> its points, left to right."""
+    return {one.get_label(): [tuple(map(float, at)) for at in one[0].get_xydata()] for one in axes.containers}
+
+
 def points(axes) -> dict[tuple, list[tuple[float, float]]]:
     """(colour, marker, fill style) -> the points drawn so, left to right."""
     found: dict[tuple, list[tuple[float, float]]] = {}
@@ -41,7 +48,7 @@ def points(axes) -> dict[tuple, list[tuple[float, float]]]:
     return {look: sorted(own) for look, own in found.items()}
 
 
-def test_every_seed_is_a_point_and_the_means_are_joined(tmp_path):
+def test_the_means_are_joined_with_their_intervals_and_every_seed_has_a_dot(tmp_path):
     table = [
         line(tmp_path, "gradmem", {"pairs": 2}, [30, 60], paper=0.25),
         line(tmp_path, "gradmem", {"pairs": 8}, [15]),
@@ -50,16 +57,21 @@ def test_every_seed_is_a_point_and_the_means_are_joined(tmp_path):
     ]
     [axes] = picture(experiment("rows"), table).axes
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["2", "8"]
-    drawn = points(axes)
-    filled = {look: [score for _, score in own] for look, own in drawn.items() if look[2] == "full"}
-    assert sorted(filled.values()) == [[0.1], [0.5, 1.0, 0.25]]
-    [(_, published)] = [one for look, own in drawn.items() if look[2] == "none" for one in own]
+    found = marks(axes)
+    scores = {name: [score for _, score in own] for name, own in found.items()}
+    assert scores == {"gradmem": [0.75, 0.25], "rmt": [0.1]}
+    bars = next(one for one in axes.containers if one.get_label() == "gradmem")[2][0].get_segments()
+    stated = [line.interval(METRIC) for line in table[:2]]
+    assert [(bar[0][1], bar[1][1]) for bar in bars] == list(map(pytest.approx, stated)) and stated[0][0] < 0.5
+    dots = [tuple(point) for one in axes.findobj(PathCollection) for point in one.get_offsets()]
+    assert dots == [(found["gradmem"][0][0], 0.5), (found["gradmem"][0][0], 1.0)]
+    [(_, published)] = [one for look, own in points(axes).items() if look[2] == "none" for one in own]
     assert published == 0.25
-    joined = [
-        list(one.get_ydata()) for one in axes.get_lines() if one.get_linestyle() != "None" and len(one.get_ydata())
-    ]
-    assert joined == [[0.75, 0.25], [0.1]]
-    assert axes.get_legend_handles_labels()[1] == ["gradmem", "rmt", "large, hollow: the paper's"]
+    (legend,) = axes.get_figure().legends
+    assert {text.get_text() for text in legend.get_texts()} == {"gradmem", "rmt", "large, hollow: the paper's"}
+    assert [one.get_linestyle() for one in legend.findobj(Line2D) if one.get_linestyle() != "None"] == ["-", "--"]
+    text = axes.get_figure().get_supxlabel().replace("\n", " ")
+    assert "means over seeds (1 or 2); small dots" in text and "on a grey band: one value of pairs" in text
 
 
 def test_there_is_no_curve_without_scores_or_with_two_axes(tmp_path):
@@ -82,6 +94,8 @@ def test_a_cell_is_the_mean_of_its_seeds(tmp_path):
         (1, 1): "0.25",
     }
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["gradmem", "rmt"]
+    assert [patch.get_xy() for patch in axes.patches if patch.get_hatch()] == [(-0.5, 0.5)]
+    assert axes.get_xlabel().endswith("; hatched: missing")
 
 
 def test_losses_of_keys_and_values_have_panels_of_their_own(tmp_path):
