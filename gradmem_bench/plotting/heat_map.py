@@ -64,6 +64,8 @@ def _heat_map(title: str, trainings: Trainings, table: Comparison, known: Known)
         "A row is one training recipe, a cell the mean over its seeds and their range; of one seed, its score and the "
         "95 % interval over contexts. A seed that was evaluated twice alike counts once."
     ]
+    if any(not cell for row in scores for cell in row):
+        marks.append("Hatched: not evaluated at that K.")
     caption(figure, [record for own in trainings.values() for cell in own.values() for record in cell], marks)
     return figure
 

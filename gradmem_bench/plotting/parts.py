@@ -10,6 +10,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from gradmem_bench.config import Budget
@@ -80,13 +81,16 @@ def side_by_side(axes: Axes, places: Iterable[int], count: int) -> list[float]:
 
 
 def shaded(axes: Axes, values: Sequence[Sequence[float]], texts: Sequence[Sequence[str]], most: float) -> AxesImage:
-    """Cells that are the darker the higher their value is, 0 to `most`, each with its text; NaN stays empty."""
+    """Cells that are the darker the higher their value is, 0 to `most`, each with its text; NaN is hatched."""
     picture = axes.imshow(values, cmap="Greys", vmin=0, vmax=most, aspect="auto", origin="lower")
     for row, (own, told) in enumerate(zip(values, texts, strict=True)):
         for column, (value, text) in enumerate(zip(own, told, strict=True)):
             if value == value:
-                colour = "white" if value >= most / 2 else "black"
+                colour = "white" if value >= 0.6 * most else "black"
                 axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=7.5)
+            else:
+                corner = column - 0.5, row - 0.5
+                axes.add_patch(Rectangle(corner, 1, 1, facecolor="white", edgecolor="0.75", hatch="///", linewidth=0))
     return picture
 
 

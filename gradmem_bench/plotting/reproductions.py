@@ -103,7 +103,8 @@ def _heat_map(title: str, table: Sequence[Line], metric: str) -> Figure | None:
     shaded(axes, means, texts, 1.0)
     axes.set_xticks(range(len(steps)), [str(step) for step in steps])
     axes.set_yticks(range(len(blocks)), list(map(_block_name, blocks)), fontsize=8)
-    axes.set_xlabel("K at evaluation; a cell is the mean over seeds")
+    missing = "; hatched: missing" if any(mean != mean for row in means for mean in row) else ""
+    axes.set_xlabel(f"K at evaluation; a cell is the mean over seeds{missing}")
     return figure
 
 

@@ -28,6 +28,9 @@ def test_inner_steps_at_training_and_evaluation_make_a_map(tmp_path):
         [pytest.approx(0.05), pytest.approx(0.5), pytest.approx(0.55)],
         [-1, pytest.approx(0.2), 0.8],
     ]
+    # What was not evaluated is hatched, unlike a score of 0, and said.
+    assert [patch.get_xy() for patch in axes.patches if patch.get_hatch()] == [(-0.5, 0.5)]
+    assert "Hatched: not evaluated at that K." in caption_of(axes)
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("K at evaluation", "K at training")
     best = records[tmp_path / "2-None" / "run.json"].metrics["exact_match"]
     assert cells(axes)["2", "2"] == f"0.800\n1 seed\n[{best.low:.2f}, {best.high:.2f}]"

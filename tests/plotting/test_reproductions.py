@@ -94,6 +94,8 @@ def test_a_cell_is_the_mean_of_its_seeds(tmp_path):
         (1, 1): "0.25",
     }
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["gradmem", "rmt"]
+    assert [patch.get_xy() for patch in axes.patches if patch.get_hatch()] == [(-0.5, 0.5)]
+    assert axes.get_xlabel().endswith("; hatched: missing")
 
 
 def test_losses_of_keys_and_values_have_panels_of_their_own(tmp_path):
