@@ -74,8 +74,9 @@ def against(
                 scores = [score for score in row.by_seed() if score is not None]
                 if len(row.records) > 1:
                     axes.scatter([x] * len(scores), scores, s=9, color=look["color"], zorder=4)
-        front = pareto_front([(cost(row), row.score) for row in rows])
-        xs, ys = zip(*((place(x), y) for x, y in front), strict=True)
+        # Through the marks that make it, where they were moved to.
+        moved = {(cost(row), row.score): at[id(row)] for row in reversed(ordered)}
+        xs, ys = zip(*((moved[point], point[1]) for point in pareto_front(moved)), strict=True)
         axes.step(
             [*xs, axes.get_xlim()[1]], [*ys, ys[-1]], where="post", color="0.45", linewidth=1.2, linestyle=(0, (4, 3)),
             label="Pareto front", zorder=2,
@@ -120,7 +121,7 @@ def _series(rows: Sequence[Row], cost: Cost, known: Known) -> tuple[dict[str, li
 def _marks(rows: Sequence[Row], costs: Sequence[float], moved: bool) -> Iterator[str]:
     yield points_told(len(row.records) for row in rows)
     if moved:
-        yield "What costs about the same stands side by side on a grey band, the best on the left."
+        yield "What costs about the same stands side by side on a grey band: the cheaper, then the better, on the left."
     if min(costs) <= 0 < max(costs):
         yield "0 has a place of its own, left of the dotted line."
 

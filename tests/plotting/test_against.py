@@ -81,6 +81,10 @@ def test_the_dtype_of_states_names_a_series_where_it_varies(tmp_path):
     found = containers(axes)
     assert set(found) == {"gradmem (float32)", "gradmem (int8)", "rmt"}
     assert [y for _, y in found["gradmem (int8)"][0]] == [0.5, pytest.approx(50 / 60)]
+    # The front goes through the marks that make it, where they stand.
+    front = next(line for line in axes.lines if line.get_label() == "Pareto front")
+    corners = list(zip(front.get_xdata(), front.get_ydata(), strict=True))[:-1]
+    assert corners == sorted(found["gradmem (int8)"][0])
     # Nothing stands on another: those of 2,048 bytes are side by side, the best first, around their place.
     xs = [found[name][0][-1][0] for name in ("gradmem (int8)", "gradmem (float32)", "rmt")]
     assert xs == sorted(xs) and len(set(xs)) == 3 and xs[1] == pytest.approx(2048)
