@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import exp, log
 
 from matplotlib.axes import Axes
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from gradmem_bench.plotting.parts import (
@@ -23,7 +24,7 @@ from gradmem_bench.plotting.parts import (
     score_axis,
     stems,
 )
-from gradmem_bench.plotting.recipes import Known, labels, training_recipe
+from gradmem_bench.plotting.recipes import Known, as_trained, inner_steps, labels, training_recipe
 from gradmem_bench.reporting.comparison import Comparison
 from gradmem_bench.reporting.rows import Row
 
@@ -49,7 +50,8 @@ def against(
 ) -> Pictures:
     """One picture a table: every row at its cost, and the Pareto front, the best score at each cost or less.
 
-    Of several seeds the point is their mean, its interval is over seeds too, and each has a dot.
+    Of several seeds the point is their mean, its interval is over seeds too, and each has a dot. Points of one training
+    that was evaluated at several K have their K beside them.
     """
     for stem, table in zip(stems(kind, [table.title for table in tables]), tables, strict=True):
         rows = [row for row in table.rows if row.score is not None and cost(row) is not None]
@@ -83,9 +85,14 @@ def against(
         )  # fmt: skip
         axes.set_xlabel(axis)
         score_axis(axes, table.title_of(table.ranked_by), [row.score for row in rows])
+        steps = [
+            _steps_told(axes, own, [at[id(row)] for row in own], looks[label]["color"])
+            for label, own in series.items()
+            if label in looks
+        ]
         legend(figure)
         records = [record for row in rows for record in row.records]
-        marks = _marks(rows, costs, sides != [place(cost(row)) for row in ordered])
+        marks = _marks(rows, costs, sides != [place(cost(row)) for row in ordered], any(steps))
         caption(figure, records, [*marks, *left_out])
         yield stem, figure
 
@@ -118,8 +125,29 @@ def _series(rows: Sequence[Row], cost: Cost, known: Known) -> tuple[dict[str, li
     return series, said
 
 
-def _marks(rows: Sequence[Row], costs: Sequence[float], moved: bool) -> Iterator[str]:
+def _steps_told(axes: Axes, own: Sequence[Row], xs: Sequence[float], colour: str) -> bool:
+    """Writes K at evaluation at each bar of a series that has several for one K at training, upright; if it did."""
+    steps = [inner_steps(row.record) for row in own]
+    if None in steps or len(set(steps)) == 1 or all(as_trained(row.record) for row in own):
+        return False
+    bottom, top = axes.get_ylim()
+    for row, x, (_, evaluated) in zip(own, xs, steps, strict=True):
+        low = row.score if row.result.low is None else row.result.low
+        high = row.score if row.result.high is None else row.result.high
+        # Where below the bar there is no room for it, above.
+        below = low - bottom > 0.15 * (top - bottom)
+        axes.annotate(
+            f"K={evaluated}", (x, low if below else high), xytext=(0, -4 if below else 4), textcoords="offset points",
+            rotation=90, ha="center", va="top" if below else "bottom", fontsize=6, color=colour,
+            zorder=5, path_effects=[withStroke(linewidth=1.5, foreground="white")],
+        )  # fmt: skip
+    return True
+
+
+def _marks(rows: Sequence[Row], costs: Sequence[float], moved: bool, steps: bool) -> Iterator[str]:
     yield points_told(len(row.records) for row in rows)
+    if steps:
+        yield "K: inner steps at evaluation."
     if moved:
         yield "What costs about the same stands side by side on a grey band: the cheaper, then the better, on the left."
     if min(costs) <= 0 < max(costs):

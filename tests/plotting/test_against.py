@@ -70,6 +70,21 @@ def test_score_against_the_flops_of_a_write(tmp_path):
     assert {label: points for label, (points, _) in found.items()} == {"gradmem": [(3e9, 0.75)], "rmt": [(1e9, 0.4)]}
 
 
+def test_points_of_one_training_tell_the_k_that_they_were_evaluated_at(tmp_path):
+    rights = {0: 1, 1: 40, 5: 50}
+    for evaluated, right in rights.items():
+        costs = measured_costs(evaluated * 1e9)
+        write_gradmem(tmp_path / f"{evaluated}", right, evaluation_inner_steps=evaluated, costs=costs)
+    write_run(tmp_path / "rmt", "rmt", 20, costs=measured_costs(2e9))
+    axes = drawn("flops", tmp_path)
+    points, bars = containers(axes)["gradmem"]
+    told = {text.get_text(): text.xy for text in axes.texts}
+    # At the bar's lower end, or at its upper where the lower is at the foot of the picture.
+    ends = [(x, high if y < 0.1 else low) for (x, y), (low, high) in zip(points, bars, strict=True)]
+    assert told == {f"K={evaluated}": end for evaluated, end in zip(rights, sorted(ends), strict=True)}
+    assert "K: inner steps at evaluation" in caption_of(axes)
+
+
 def test_the_dtype_of_states_names_a_series_where_it_varies(tmp_path):
     for dtype, right, size in (("float32", 40, 2048), ("int8", 50, 2048), ("int8", 30, 512)):
         folder = tmp_path / f"{dtype}-{size}"
