@@ -1,6 +1,6 @@
 """The picture of a reproduced figure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from matplotlib.figure import Figure
@@ -20,6 +20,7 @@ from gradmem_bench.plotting.parts import (
 )
 from gradmem_bench.reporting.reproductions import Line, heat_map, parts_of
 from gradmem_bench.reproduction import Experiment
+from gradmem_bench.results import MetricResult
 
 
 def picture(experiment: Experiment, table: Sequence[Line]) -> Figure | None:
@@ -109,7 +110,7 @@ def _heat_map(title: str, table: Sequence[Line], metric: str) -> Figure | None:
 
 
 def _losses(title: str, table: Sequence[Line], metric: str) -> Figure | None:
-    """Score against the reconstruction loss, keys and values in panels of their own."""
+    """Score against the reconstruction loss, keys and values in panels of their own; a seed's K are joined."""
     if not any(parts_of(line) for line in table):
         return None
     blocks = heat_map(table)
@@ -119,19 +120,33 @@ def _losses(title: str, table: Sequence[Line], metric: str) -> Figure | None:
     for axes, part in zip(figure.subplots(1, 2, sharey=True), ("keys", "values"), strict=True):
         drawn: list[float] = []
         for block, by_steps in blocks.items():
-            points = []
-            for step in sorted(by_steps):
-                scores, parts = by_steps[step].scores(metric), parts_of(by_steps[step])
-                points += [(parts[seed][part], scores[seed]) for seed in scores if seed in parts]
-            if points:
-                look = looks[_block_name(block)] | {"linestyle": "none"}
-                axes.plot(*zip(*points, strict=True), **look, markersize=4, label=_block_name(block))
-                drawn += [score for _, score in points]
+            name = _block_name(block)
+            for own in _by_seed(by_steps, metric).values():
+                xs = [parts[part] for parts, _ in own]
+                scores = [score.value for _, score in own]
+                bars = error_bars(scores, [(score.low, score.high) for _, score in own])
+                known = axes.get_legend_handles_labels()[1]
+                told = {"label": f"_{name}" if name in known else name, "zorder": 3}
+                axes.errorbar(xs, scores, yerr=bars, **looks[name], **told, markersize=4, linewidth=0.8, capsize=2)
+                drawn += scores
         axes.set_xlabel(f"nats per token of the {part}")
         score_axis(axes, _title(metric) if part == "keys" else "", drawn)
         axes.spines[["top", "right"]].set_visible(False)
     legend(figure)
+    steps = ", ".join(map(str, sorted({step for by_steps in blocks.values() for step in by_steps})))
+    joined = f"A line joins the K at evaluation of one seed ({steps})."
+    caption(figure, (), [points_told([1]), joined])
     return figure
+
+
+def _by_seed(by_steps: Mapping[int, Line], metric: str) -> dict[int, list[tuple[dict[str, float], MetricResult]]]:
+    """Seed -> nats per token of each part and the score, K at evaluation growing."""
+    found: dict[int, list[tuple[dict[str, float], MetricResult]]] = {}
+    for step in sorted(by_steps):
+        scores, parts = by_steps[step].scores(metric), parts_of(by_steps[step])
+        for seed in scores.keys() & parts.keys():
+            found.setdefault(seed, []).append((parts[seed], by_steps[step].records[seed][1].metrics[metric]))
+    return found
 
 
 def _place(line: Line) -> int:

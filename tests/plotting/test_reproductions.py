@@ -98,14 +98,18 @@ def test_a_cell_is_the_mean_of_its_seeds(tmp_path):
     assert axes.get_xlabel().endswith("; hatched: missing")
 
 
-def test_losses_of_keys_and_values_have_panels_of_their_own(tmp_path):
-    one = line(tmp_path, "gradmem", {"evaluation_inner_steps": 1}, [30, 60])
-    for seed, (path, _) in one.records.items():
-        nats = {"keys": 1.0 + seed, "values": 3.0 + seed, "marks": 0.0}
-        (path.parent / PARTS_FILE).write_text(json.dumps({"nats_per_token": nats}))
-    keys, values = picture(experiment("losses"), [one]).axes
-    assert list(points(keys).values()) == [[(1.0, 0.5), (2.0, 1.0)]]
-    assert list(points(values).values()) == [[(3.0, 0.5), (4.0, 1.0)]]
+def test_losses_of_keys_and_values_have_panels_where_the_steps_of_each_seed_are_joined(tmp_path):
+    table = [line(tmp_path, "gradmem", {"evaluation_inner_steps": step}, [30 * step, 15 * step]) for step in (2, 1)]
+    for one in table:
+        for seed, (path, _) in one.records.items():
+            nats = {"keys": (1.0 + seed) / one.setting["evaluation_inner_steps"], "values": 3.0 + seed, "marks": 0.0}
+            (path.parent / PARTS_FILE).write_text(json.dumps({"nats_per_token": nats}))
+    keys, values = picture(experiment("losses"), table).axes
+    assert marks(keys) == {"gradmem": [(1.0, 0.5), (0.5, 1.0)], "_gradmem": [(2.0, 0.25), (1.0, 0.5)]}
+    assert marks(values) == {"gradmem": [(3.0, 0.5), (3.0, 1.0)], "_gradmem": [(4.0, 0.25), (4.0, 0.5)]}
+    metric = table[1].records[0][1].metrics[METRIC]
+    (bars,) = keys.containers[0].lines[2]
+    assert bars.get_segments()[0][:, 1] == pytest.approx([metric.low, metric.high])
 
 
 @pytest.mark.parametrize("report", ["rows", "heat_map"])
