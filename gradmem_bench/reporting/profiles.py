@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gradmem_bench.config import format_bytes
+from gradmem_bench.reporting.labels import setting_text
 from gradmem_bench.results import PhaseCosts, ProfileRecord, Quantity
 
 NOTHING = "–"
@@ -115,6 +116,13 @@ def _notes(records: Sequence[ProfileRecord]) -> Iterable[str]:
             f"{environment.device}, {environment.dtype}, {environment.threads} "
             f"thread{'s' * (environment.threads != 1)}."
         )
+    settings: dict[str, dict[str, dict[str, None]]] = {}
+    for record in records:
+        for name, value in record.method.parameters.items():
+            settings.setdefault(record.method.name, {}).setdefault(name, {})[setting_text(value)] = None
+    for method, values in settings.items():
+        told = (f"{name} {'/'.join(texts)}" for name, texts in values.items())
+        yield f"{method}: {', '.join(told)}."
     repetitions = [phase.repetitions for one in records for phase in (one.costs.write, one.costs.read)]
     fewest, most = min(repetitions), max(repetitions)
     times = f"{fewest}" if fewest == most else f"{fewest} to {most}"

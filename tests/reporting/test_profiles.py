@@ -49,7 +49,9 @@ def profile(method: str, budget: Budget | None, task: str = "squad_removed", pea
     return ProfileRecord(
         command=["gradmem-bench", "profile"],
         code=CodeVersion(version="1", commit=None, dirty=None),
-        method=MethodRecord(name=method, implementation="a:B", parameters={}, role="method", citation=""),
+        method=MethodRecord(
+            name=method, implementation="a:B", parameters=others.get("parameters", {}), role="method", citation=""
+        ),
         task=task,
         backbone=BACKBONE,
         budget=budget,
@@ -103,6 +105,12 @@ def test_what_never_pays_is_a_mark_and_a_reason_said_once():
     assert [line.split()[:5] for line in pays if line.startswith("other")] == [["other", "re-reading", "–", "a", "3"]]
     assert text.count("never: too dear.") == text.count("a never: too dear.") == 1
     assert text.count("b not to be told.") == 1
+
+
+def test_the_settings_that_were_measured_are_told_once_a_method():
+    budgets = [profile("one", None, parameters={"inner_steps": 5, "memory_vectors": m}) for m in (4, 8)]
+    lines = drawn(*budgets, profile("other", None)).splitlines()
+    assert [line.strip() for line in lines if "inner_steps" in line] == ["one: inner_steps 5, memory_vectors 4/8."]
 
 
 def test_a_peak_that_was_not_measured_has_its_reason():
