@@ -12,7 +12,6 @@ small key-value task starts from the same weights.
 import argparse
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -51,7 +50,7 @@ def main() -> None:
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(1, (step + 1) / WARMUP) * min(1, 2 * (1 - step / STEPS))
         encoded = encode_documents(documents[step * BATCH : (step + 1) * BATCH], task, backbone)
-        batch = training_batch(encoded, backbone.end_id, None, np.random.default_rng(step))
+        batch = training_batch(encoded, backbone.end_id)
         answers = method.loss(batch).total
         (answers + reminder.loss(batch)).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -23,6 +23,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from gradmem_bench.results import code_version
 
 Row = dict[str, Any]
+DTYPES = ("float32", "tf32", "bfloat16")
 WEIGHED = {"MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
 """Where memory is measured, every tensor has pages of its own, which go back with it: else the holes between tensors in
 the heap, which grow with the steps, would count as memory that a step takes. Times are those of a run as it is."""
@@ -45,6 +46,7 @@ def start(
     parser.add_argument("--repeats", type=positive, default=5, help="times that each variant is timed, in turns")
     parser.add_argument("--threads", type=positive, default=torch.get_num_threads(), help="of each variant's process")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="precision, as of gradmem-bench run")
     parser.add_argument("--output", type=Path, default=Path("leaderboards/performance"), help="of record and picture")
     parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
     parser.add_argument("--variant", choices=variants, help=argparse.SUPPRESS)
@@ -54,7 +56,9 @@ def start(
         return
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    work(arguments)
+    torch.set_float32_matmul_precision("high" if arguments.dtype == "tf32" else "highest")
+    with torch.autocast(arguments.device, dtype=torch.bfloat16, enabled=arguments.dtype == "bfloat16"):
+        work(arguments)
 
 
 def positive(text: str) -> int:
@@ -67,37 +71,80 @@ def positive(text: str) -> int:
 # ------------------------------------------------------------------------------------- one variant
 
 
-def serve(step: Callable[[], Row], device: str) -> None:
-    """Runs `step` for every line on standard input; answers with its seconds, its peak memory, and its own figures.
+def serve(
+    step: Callable[[], Any],
+    device: str,
+    figures: Callable[[], Row] = dict,
+    clock: Callable[[Callable[[], Any]], float] | None = None,
+) -> None:
+    """Runs `step` for every line on standard input; answers with its seconds and its peak memory.
 
-    The first run warms up (compiles, checks). The peak is over the later ones, above what is held between steps.
+    The first answer comes after some runs to warm up (to compile, to check, to record) and has `figures` beside it. The
+    peak is over the later ones, above what is held between steps on a CPU; on a GPU it is what the process keeps of the
+    device while steps are run, its weights apart.
+
+    Args:
+        clock: the seconds that `step` took, where it is more than what is to be timed.
     """
-    held = None
-    for _ in sys.stdin:
-        started = _now(device)
-        figures = step()
-        seconds = _now(device) - started
-        peak = None if held is None else _peak(device) - held
-        print(json.dumps({"seconds": seconds, "bytes": peak, **figures}), flush=True)
-        if held is None:
-            held = _reset_peak(device)
+    on_gpu = device == "cuda"
+    held = torch.cuda.memory_allocated() if on_gpu else None
+    timed = clock or (_seconds_on_gpu if on_gpu else _seconds)
+    for number, _ in enumerate(sys.stdin):
+        try:
+            for _ in range(_WARM_UPS if on_gpu and number == 0 and clock is None else 0):
+                step()
+            seconds = timed(step)
+            told = figures() if number == 0 else {}
+            peak = None if number == 0 else _peak(device) - held
+            print(json.dumps({"seconds": seconds, "bytes": peak, **told}), flush=True)
+            if on_gpu:
+                _reset_peak(device)
+            elif number == 0:
+                held = _reset_peak(device)
+        except torch.OutOfMemoryError:
+            print(json.dumps({"seconds": None, "bytes": None}), flush=True)
+            _reset_peak(device)
 
 
-def _now(device: str) -> float:
-    if device == "cuda":
+_WARM_UPS = 4
+"""More than it takes until a shape is recorded as a CUDA graph."""
+_TIMED, _TIMED_SECONDS = 20, 0.5
+"""On a GPU so many steps are timed together, or as many as half a second holds: one alone is too short a time."""
+
+
+def _seconds(step: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    step()
+    return time.perf_counter() - started
+
+
+def _seconds_on_gpu(step: Callable[[], Any]) -> float:
+    """The mean of several steps, behind one that takes its memory back from the device."""
+    torch.cuda.synchronize()
+
+    def several(count: int) -> float:
+        started = time.perf_counter()
+        for _ in range(count):
+            step()
         torch.cuda.synchronize()
-    return time.perf_counter()
+        return (time.perf_counter() - started) / count
+
+    several(1)
+    once = several(1)
+    fitting = min(_TIMED, int(_TIMED_SECONDS / once))
+    return several(fitting) if fitting > 1 else once
 
 
 def _peak(device: str) -> int:
-    return torch.cuda.max_memory_allocated() if device == "cuda" else _resident("VmHWM")
+    return torch.cuda.max_memory_reserved() if device == "cuda" else _resident("VmHWM")
 
 
 def _reset_peak(device: str) -> int:
-    """Bytes that are held now; the peak is counted anew from here."""
+    """Bytes that are held now; the peak is counted anew from here. A GPU's memory is left to the other variants."""
     if device == "cuda":
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
+        return torch.cuda.memory_reserved()
     # What the C library keeps of freed memory, compilation's too, would count as held.
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
@@ -115,7 +162,8 @@ def _resident(key: str) -> int:
 def take_turns(
     script: str, arguments: argparse.Namespace, variants: Sequence[str], **instead: Any
 ) -> dict[str, list[Row]]:
-    """Each variant's answers: one to warm up, `--repeats` more in turns, and last, of a process of its own, its memory.
+    """Each variant's answers: one to warm up, `--repeats` more in turns, and last its memory, on a CPU of a process of
+    its own.
 
     Args:
         script: whose `work` is run.
@@ -131,6 +179,8 @@ def take_turns(
             answers[variant].append(_answer(worker))
     for worker in workers.values():
         _end(worker)
+    if arguments.device == "cuda":
+        return {variant: [*found, found[-1]] for variant, found in answers.items()}
     # One after another: there is room for each.
     for variant in variants:
         worker = _worker([*command, "--variant", variant], **WEIGHED)
@@ -170,14 +220,15 @@ def _flags(told: dict[str, Any]) -> list[str]:
 def row(found: Sequence[Row], reference: Sequence[Row] | None, **what: Any) -> Row:
     """Medians of a variant's answers, and the median and range of its paired ratios to the reference's."""
     _, *timed, weighed = found
+    fits = all(one["seconds"] is not None for one in found)
     figures = {
         **what,
-        "seconds": statistics.median(one["seconds"] for one in timed),
+        "seconds": statistics.median(one["seconds"] for one in timed) if fits else None,
         "bytes": weighed["bytes"],
         "time_ratio": None,
         "memory_ratio": None,
     }
-    if reference is not None:
+    if fits and reference is not None and all(one["seconds"] is not None for one in reference):
         ratios = [one["seconds"] / other["seconds"] for one, other in zip(timed, reference[1:-1], strict=True)]
         figures |= {
             "time_ratio": statistics.median(ratios),
@@ -190,6 +241,8 @@ def row(found: Sequence[Row], reference: Sequence[Row] | None, **what: Any) -> R
 
 def cells(figures: Row) -> list[str]:
     """A row's figures for people: seconds, time ratio with its range, peak memory and its ratio."""
+    if figures["seconds"] is None:
+        return ["does not fit", "-", "-", "-"]
     time_ratio, memory_ratio = figures["time_ratio"], figures["memory_ratio"]
     spread = (
         f"{time_ratio:.2f} [{figures['time_ratio_low']:.2f}, {figures['time_ratio_high']:.2f}]" if time_ratio else "-"
@@ -227,16 +280,21 @@ def publish(name: str, arguments: argparse.Namespace, rows: list[Row], figure: F
         "code": code_version().model_dump(),
         "machine": machine(arguments.device, arguments.threads),
         "repeats": arguments.repeats,
+        "dtype": arguments.dtype,
         **what,
         "rows": rows,
     }
     arguments.output.mkdir(parents=True, exist_ok=True)
-    path = arguments.output / f"{name}.json"
+    path = arguments.output / f"{name}-{arguments.device}{_suffix(arguments.dtype)}.json"
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     if figure is not None:
         figure.savefig(path.with_suffix(".png"), dpi=150)
         figure.savefig(path.with_suffix(".svg"))
     return path
+
+
+def _suffix(dtype: str) -> str:
+    return "" if dtype == "float32" else f"-{dtype}"
 
 
 def drawn(rows: list[Row], across: str, label: str, panels: str | None) -> Figure:
@@ -245,7 +303,7 @@ def drawn(rows: list[Row], across: str, label: str, panels: str | None) -> Figur
     figure = Figure(figsize=(1.2 + 3.3 * len(columns), 5.6), layout="constrained")
     axes = figure.subplots(2, len(columns), squeeze=False, sharex=True)
     for column, value in enumerate(columns):
-        here = [one for one in rows if panels is None or one[panels] == value]
+        here = [one for one in rows if one["seconds"] is not None and (panels is None or one[panels] == value)]
         for variant in dict.fromkeys(one["variant"] for one in here):
             colour, marker, line = STYLES[variant]
             points = sorted(

@@ -26,6 +26,9 @@ QUERY, TARGET = 5, 2
 ALPHA = 0.04
 """As in the paper's key-value scripts. Ten times that, and after 30 steps nothing but rounding is compared."""
 
+TOLERANCES = {"float32": 1e-3, "tf32": 2e-2, "bfloat16": 1e-1}
+"""Of the norms of gradients and memories, which are compared before anything is timed."""
+
 
 def add_sizes(parser: argparse.ArgumentParser, steps: list[int]) -> None:
     """The flags of a sweep; `steps` are the K that are tried where none are named."""
@@ -114,7 +117,7 @@ def sweep(
                 of = " ".join(one[key] for key in ("phase", "variant") if key in one)
                 table.add_row(str(size), str(steps), of, *cells(one))
                 seconds, ratio, peak, memory = cells(one)
-                told = f"{seconds} s, {peak}"
+                told = f"{seconds} s, {peak}" if one["seconds"] else seconds
                 if one["time_ratio"] is not None:
                     told += f": {ratio} of naive's time, {memory} of its memory"
                 console.print(f"{size} {unit}, K = {steps}, {of}: {told}", highlight=False)
@@ -126,6 +129,6 @@ def sweep(
         panels = unit if many_steps and len(sizes) > 1 else None
         figure = drawn([one for one in rows if one.get("phase") != "read"], across, label, panels)
     every = "-".join(map(str, sizes)), "-".join(map(str, sorted(set(arguments.steps))))
-    whole = f"{name}-{arguments.model}-{every[0]}-k{every[1]}-b{arguments.batch}-{arguments.device}"
+    whole = f"{name}-{arguments.model}-{every[0]}-k{every[1]}-b{arguments.batch}"
     path = publish(whole, arguments, rows, figure, model=arguments.model, batch=arguments.batch)
     console.print(f"record: {path}")

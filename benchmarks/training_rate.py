@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from rich.console import Console
 from rich.table import Table
-from side_by_side import Row, cells, positive, publish, row, serve, start, take_turns
+from side_by_side import cells, positive, publish, row, serve, start, take_turns
 
 from gradmem_bench.config import BackboneConfig, TrainingConfig
 from gradmem_bench.loading import load_backbone
@@ -55,19 +55,19 @@ def work(arguments: argparse.Namespace) -> None:
     config = TrainingConfig(batch_size=arguments.batch, steps=STEPS + 2, evaluate_every=STEPS + 2)
     accelerator = Accelerator(cpu=arguments.device == "cpu")
 
-    def run() -> Row:
+    def run() -> float:
         clock: list[float] = []
         with tempfile.TemporaryDirectory() as folder:
             trainer = Trainer(
                 method, [stage], config, 0, Path(folder), accelerator, {}, lambda *_: clock.append(time.perf_counter())
             )
             trainer.run()
-        return {"seconds": statistics.median(np.diff(clock[:-1]))}
+        return statistics.median(np.diff(clock[:-1]))
 
     optimizer = torch.optim.AdamW(method.parameters(), lr=1e-4)
     batch = stage.batch(range(arguments.batch), method, config, np.random.default_rng(0)).to(arguments.device)
 
-    def engine() -> Row:
+    def engine() -> float:
         clock = [time.perf_counter()]
         for _ in range(STEPS):
             method.loss(batch).total.backward()
@@ -76,9 +76,9 @@ def work(arguments: argparse.Namespace) -> None:
             if arguments.device == "cuda":
                 torch.cuda.synchronize()
             clock.append(time.perf_counter())
-        return {"seconds": statistics.median(np.diff(clock))}
+        return statistics.median(np.diff(clock))
 
-    serve(run if arguments.variant == "run" else engine, arguments.device)
+    serve(run if arguments.variant == "run" else engine, arguments.device, clock=lambda step: step())
 
 
 def drive(arguments: argparse.Namespace) -> None:
@@ -91,7 +91,7 @@ def drive(arguments: argparse.Namespace) -> None:
     console.print(table)
     what = {"pairs": arguments.pairs, "K": arguments.steps, "batch": arguments.batch, "engine": arguments.engine}
     shape = f"kv-{arguments.pairs}-k{arguments.steps}-b{arguments.batch}"
-    name = f"training_rate-{shape}-{arguments.engine}-{arguments.device}"
+    name = f"training_rate-{shape}-{arguments.engine}"
     console.print(f"record: {publish(name, arguments, rows, None, **what)}")
 
 

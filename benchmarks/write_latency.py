@@ -12,7 +12,8 @@ import argparse
 
 import torch
 from side_by_side import Row, row, serve, start, take_turns
-from sweep import TARGET, add_sizes, method_and_batch, naive_write, sweep
+from sweep import TARGET, TOLERANCES, add_sizes, method_and_batch, naive_write, sweep
+from torch import Tensor
 
 VARIANTS = ("naive", "plain", "compiled")
 
@@ -28,22 +29,22 @@ def work(arguments: argparse.Namespace) -> None:
     method, batch = method_and_batch(arguments, "auto" if arguments.variant == "plain" else arguments.variant)
     method.eval()
 
-    def write() -> Row:
+    def write() -> Tensor:
         if arguments.variant == "naive":
-            memory = naive_write(method, batch.contexts)
-        else:
-            with torch.no_grad():
-                memory = method.write(batch.contexts).tensors["memory"]
-        return {"memory": float(memory.detach().norm())}
+            return naive_write(method, batch.contexts)
+        with torch.no_grad():
+            return method.write(batch.contexts).tensors["memory"]
 
     with torch.no_grad():
         state = method.write(batch.contexts) if arguments.phase == "read" else None
 
-    def read() -> Row:
-        answers = method.backbone.generate(method.read(state), batch.queries, TARGET)
-        return {"tokens": sum(len(answer) for answer in answers)}
+    def read() -> list[list[int]]:
+        return method.backbone.generate(method.read(state), batch.queries, TARGET)
 
-    serve(read if arguments.phase == "read" else write, arguments.device)
+    if arguments.phase == "read":
+        serve(read, arguments.device)
+    else:
+        serve(write, arguments.device, lambda: {"memory": float(write().detach().norm())})
 
 
 def drive(arguments: argparse.Namespace) -> None:
@@ -51,9 +52,10 @@ def drive(arguments: argparse.Namespace) -> None:
         """The rows of WRITE, one a variant, and that of READ; raises SystemExit where the memories differ."""
         sizes = {"pairs": size, "length": size, "steps": steps}
         answers = take_turns(__file__, arguments, VARIANTS, phase="write", **sizes)
-        expected = answers["naive"][0]["memory"]
-        for variant, found in answers.items():
-            if abs(found[0]["memory"] - expected) > 1e-3 * expected:
+        norms = {variant: found[0]["memory"] for variant, found in answers.items() if found[0]["seconds"] is not None}
+        expected = next(iter(norms.values()))
+        for variant, norm in norms.items():
+            if abs(norm - expected) > TOLERANCES[arguments.dtype] * expected:
                 raise SystemExit(f"{variant} writes another memory than naive")
         rows = [row(found, answers["naive"], phase="write", variant=variant) for variant, found in answers.items()]
         read = take_turns(__file__, arguments, ["plain"], phase="read", **sizes)["plain"]

@@ -12,10 +12,14 @@ and with cotangents uQ, uK, uV of these three, W = scale·(uQ Kᵀ + Q uKᵀ), w
 G = W∘(dP - δ) - w dP + D∘(dO uVᵀ) and E = P∘(G - rowsum(G∘P)):
 
     Q: scale·(E K + dS uK)    K: scale·(Eᵀ Q + dSᵀ uQ)    V: (A∘D)ᵀ dO    dO: (A∘D) V + (P∘D) uV
+
+On a GPU, without dropout, the passes are Triton kernels of the same formulas (triton_attention.py).
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -27,8 +31,8 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 NAME = "gradmem_blockwise"
 """What transformers knows it by."""
-BLOCK_ELEMENTS = 1 << 20
-"""Scores that exist at a time, of each kind."""
+BLOCK_ELEMENTS, ON_GPU = 1 << 20, 1 << 25
+"""Scores that exist at a time, of each kind; and on a GPU, which fewer do not keep busy."""
 
 
 def attention(
@@ -64,12 +68,29 @@ def attention(
     return _Attention.apply(query, key, value, mask, scale, dropout_mask)
 
 
+@cache
+def _triton() -> ModuleType | None:
+    """The kernels' module; `None` where Triton is not installed."""
+    try:
+        from gradmem_bench import triton_attention
+    except ImportError:
+        return None
+    return triton_attention
+
+
+def _kernels(query: Tensor, dropout: Tensor | None) -> ModuleType | None:
+    """The kernels of these passes, where they are for such tensors."""
+    if not query.is_cuda or dropout is not None or query.dtype == torch.float64 or (kernels := _triton()) is None:
+        return None
+    return kernels if query.shape[-1] <= kernels.LARGEST_HEAD else None
+
+
 def _blocks(query: Tensor, key: Tensor) -> list[tuple[slice, slice]]:
     """Rows of the batch and rows of queries that are worked on together."""
     batch, heads, length, _ = query.shape
-    per_row = heads * key.shape[2]
-    rows = min(length, max(1, BLOCK_ELEMENTS // per_row))
-    samples = max(1, BLOCK_ELEMENTS // (per_row * length)) if rows == length else 1
+    per_row, most = heads * key.shape[2], ON_GPU if query.is_cuda else BLOCK_ELEMENTS
+    rows = min(length, max(1, most // per_row))
+    samples = max(1, most // (per_row * length)) if rows == length else 1
     return [
         (slice(b, b + samples), slice(s, s + rows)) for b in range(0, batch, samples) for s in range(0, length, rows)
     ]
@@ -97,6 +118,11 @@ class _Attention(Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, dropout: Tensor | None
     ) -> Tensor:
+        ctx.scale = scale
+        if kernels := _kernels(query, dropout):
+            output, normalizers = kernels.forward(query, key, value, mask, scale)
+            ctx.save_for_backward(query, key, value, output, normalizers, mask, dropout)
+            return output
         output = torch.empty_like(query, memory_format=torch.contiguous_format)
         normalizers = query.new_empty(query.shape[:-1], dtype=torch.promote_types(query.dtype, torch.float32))
         for b, s in _blocks(query, key):
@@ -109,7 +135,6 @@ class _Attention(Function):
                 chances = chances * dropout[b, :, s]
             output[b, :, s] = chances @ value[b]
         ctx.save_for_backward(query, key, value, output, normalizers, mask, dropout)
-        ctx.scale = scale
         return output
 
     @staticmethod
@@ -135,6 +160,11 @@ class _AttentionBackward(Function):
         scale: float,
         dropout: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.scale = scale
+        if kernels := _kernels(query, dropout):
+            *found, deltas = kernels.backward(query, key, value, gradient, output, normalizers, mask, scale)
+            ctx.save_for_backward(query, key, value, gradient, deltas, normalizers, mask, dropout)
+            return tuple(found)
         d_query, d_key, d_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
         # `output` is a function of the other inputs, and counted through them; its own gradient is not asked for.
         deltas = (gradient * output).sum(dim=-1, keepdim=True)
@@ -149,7 +179,6 @@ class _AttentionBackward(Function):
             d_query[b, :, s] = d_scores @ key[b]
             d_key[b] += d_scores.transpose(-1, -2) @ query[b, :, s]
         ctx.save_for_backward(query, key, value, gradient, deltas, normalizers, mask, dropout)
-        ctx.scale = scale
         return d_query, d_key, d_value
 
     @staticmethod
@@ -157,6 +186,10 @@ class _AttentionBackward(Function):
     def backward(ctx: Any, u_query: Tensor, u_key: Tensor, u_value: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, gradient, deltas, normalizers, mask, dropout = ctx.saved_tensors
         scale = ctx.scale
+        if kernels := _kernels(query, dropout):
+            cotangents = u_query, u_key, u_value
+            found = kernels.double_backward(query, key, value, gradient, deltas, normalizers, mask, scale, *cotangents)
+            return *found, None, None, None, None, None
         g_query, g_gradient = torch.empty_like(query), torch.empty_like(gradient)
         g_key, g_value = torch.zeros_like(key), torch.zeros_like(value)
         for b, s in _blocks(query, key):

@@ -57,8 +57,10 @@ class Tokens:
         mask = torch.cat([self.mask, other.mask], dim=1)
         # Valid tokens first, each keeping its place among them.
         order = torch.argsort(~mask, dim=1, stable=True)
-        width = int(mask.sum(dim=1).max()) if len(mask) else 0
-        return Tokens(ids.gather(1, order)[:, :width], mask.gather(1, order)[:, :width])
+        ids, mask = ids.gather(1, order), mask.gather(1, order)
+        # On a GPU a few columns of padding cost less than to wait for their number, which a CUDA graph must not.
+        width = ids.shape[1] if ids.is_cuda else int(mask.sum(dim=1).max()) if len(mask) else 0
+        return Tokens(ids[:, :width], mask[:, :width])
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,17 @@ class Batch:
         return Batch(
             self.contexts.to(device), self.queries.to(device), self.targets.to(device), self.context_of.to(device)
         )
+
+    def tensors(self) -> list[Tensor]:
+        """All that it is made of, in the order of `from_tensors`."""
+        sides = (self.contexts, self.queries, self.targets)
+        return [*(tensor for tokens in sides for tensor in (tokens.ids, tokens.mask)), self.context_of]
+
+    @classmethod
+    def from_tensors(cls, *tensors: Tensor) -> "Batch":
+        """The batch that `tensors` took apart."""
+        *sides, context_of = tensors
+        return cls(Tokens(*sides[0:2]), Tokens(*sides[2:4]), Tokens(*sides[4:6]), context_of)
 
     def select(self, start: int, stop: int) -> "Batch":
         """The contexts `start` to `stop` with all their queries."""

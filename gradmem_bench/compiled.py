@@ -4,8 +4,8 @@ A compiled function has no second derivative, and a compiled region that asks au
 2.11 and 2.12 answered wrongly, without a word: pytorch#181581). So the inner gradient is taken inside, by `torch.func`:
 what is compiled is the gradient, and the meta-gradient asks a first derivative of it, which the compiler makes with it.
 
-Nothing is believed that was not seen: the first call of each shape is compared with the plain double backward, twice,
-and where it fails or disagrees, `None` is returned and one warning given, for the caller to go the plain way.
+Nothing is believed that was not seen: the first call of each shape is compared with the plain double backward, and
+where it fails or disagrees, `None` is returned and one warning given, for the caller to go the plain way.
 """
 
 import warnings
@@ -22,8 +22,8 @@ Slope = Callable[[Tensor, Sequence[Tensor]], Tensor]
 
 _SHAPES = 32
 """Shapes and modes of one loss that are compiled; each takes a minute or more."""
-_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
-"""Of the norm of a difference, relative; of 5e-2 where autocast rounds the products to 8 bits."""
+_TOLERANCE, _ROUNDED = {torch.float64: 1e-9, torch.float32: 1e-3}, 5e-2
+"""Of the norm of a difference, relative; the second where products of matrices are rounded, to 8 or 11 bits."""
 
 _verdicts: "WeakKeyDictionary[object, dict[tuple, bool]]" = WeakKeyDictionary()
 """What was seen of each loss (a bound method's owner, a function), by shapes and modes."""
@@ -79,21 +79,18 @@ def _slope(loss: Callable[..., Tensor], memory: Tensor, *inputs: Tensor) -> Tens
     return torch.func.grad(lambda memory: loss(memory, *inputs).sum())(memory)
 
 
-_on_cpu = torch.compile(_slope, fullgraph=True, dynamic=False)
-# CUDA graphs: a step is thousands of small kernels, and starting them takes longer than running them.
-_on_cuda = torch.compile(_slope, fullgraph=True, dynamic=False, mode="reduce-overhead")
+# Without the compiler's own CUDA graphs: whole training steps are captured (captured.py), and this within them.
+_compiled = torch.compile(_slope, fullgraph=True, dynamic=False)
 
 
 def _call(loss: Callable[..., Tensor], memory: Tensor, inputs: Sequence[Tensor]) -> Tensor:
-    function = _on_cuda if memory.is_cuda else _on_cpu
     # The fused attention kernels have no second derivative.
     attention = sdpa_kernel(SDPBackend.MATH) if torch.is_grad_enabled() else nullcontext()
     # At every call: a memory without a gradient or another number of threads is compiled anew behind a shape that is
     # trusted, and the compiler's own limit of 8 would raise there.
     limits = torch._dynamo.config.patch(recompile_limit=1024, accumulated_recompile_limit=4096)
     with limits, attention:
-        # A graph's output is overwritten by its next run.
-        return function(loss, memory, *inputs).clone()
+        return _compiled(loss, memory, *inputs)
 
 
 def _trusted(
@@ -103,13 +100,14 @@ def _trusted(
     seen = _verdicts.setdefault(owner, {})
     device = memory.device.type
     autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    mode = getattr(loss, "__name__", ""), torch.is_grad_enabled(), getattr(owner, "training", None), autocast
+    rounded = autocast is not None or torch.get_float32_matmul_precision() != "highest"
+    mode = getattr(loss, "__name__", ""), torch.is_grad_enabled(), getattr(owner, "training", None), autocast, rounded
     key = (mode, memory.shape, memory.dtype, device, *((one.shape, one.dtype) for one in inputs))
     if key not in seen:
         if not all(seen.values()):
             return False
         fault = "contexts of too many lengths" if len(seen) >= _SHAPES else None
-        fault = fault or _fault(loss, memory, inputs, parameters, autocast)
+        fault = fault or _fault(loss, memory, inputs, parameters, rounded)
         seen[key] = fault is None
         if fault:
             warnings.warn(f"WRITE is not compiled: {fault}. The plain steps are used.", stacklevel=2)
@@ -121,7 +119,7 @@ def _fault(
     memory: Tensor,
     inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    autocast: torch.dtype | None,
+    rounded: bool,
 ) -> str | None:
     """What is wrong with the compiled function here, or `None`."""
     generator = torch.Generator(memory.device).manual_seed(0)
@@ -144,17 +142,15 @@ def _fault(
             return torch.autograd.grad(loss(leaf, *inputs).sum(), leaf, create_graph=second_order)[0]
 
     expected = measured(plain)
-    tolerance = _TOLERANCE.get(memory.dtype, 5e-2) if autocast is None else 5e-2
+    tolerance = _ROUNDED if rounded else _TOLERANCE.get(memory.dtype, _ROUNDED)
     try:
-        # Twice: what a captured graph gets wrong, it gets wrong when it is run again.
-        for _ in range(2):
-            found = measured(lambda point, inputs: _call(loss, point, inputs))
-            scale = max(float(one.norm()) for one in expected[1:]) if second_order else 0.0
-            for ours, theirs in zip(found, expected, strict=True):
-                # Against the largest as well: a gradient that is nothing but rounding has no relative error.
-                bound = tolerance * max(float(theirs.norm()), 1e-3 * scale)
-                if not float((ours - theirs).norm()) <= bound:
-                    return "its gradient differs from that of the plain double backward"
+        found = measured(lambda point, inputs: _call(loss, point, inputs))
+        scale = max(float(one.norm()) for one in expected[1:]) if second_order else 0.0
+        for ours, theirs in zip(found, expected, strict=True):
+            # Against the largest as well: a gradient that is nothing but rounding has no relative error.
+            bound = tolerance * max(float(theirs.norm()), 1e-3 * scale)
+            if not float((ours - theirs).norm()) <= bound:
+                return "its gradient differs from that of the plain double backward"
     except Exception as error:  # noqa: BLE001 - whatever the compiler stumbles over, there is a way without it
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return f"{type(error).__name__}: {lines[0][:200] if lines else 'no reason given'}".rstrip(".")

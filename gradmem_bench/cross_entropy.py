@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-CHUNK_ELEMENTS = 1 << 22
-"""Logits that exist at a time (16 MiB in float32)."""
+CHUNK_ELEMENTS, ON_GPU = 1 << 22, 1 << 26
+"""Logits that exist at a time (16 MiB in float32); and on a GPU, which fewer do not keep busy."""
 
 
 def linear_cross_entropy(hidden: Tensor, head: nn.Linear, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,9 +53,9 @@ def linear_cross_entropy(hidden: Tensor, head: nn.Linear, targets: Tensor) -> tu
     return losses.view(targets.shape), right.view(targets.shape)
 
 
-def _chunks(tokens: int, vocabulary: int) -> list[slice]:
-    size = max(1, CHUNK_ELEMENTS // vocabulary)
-    return [slice(start, start + size) for start in range(0, tokens, size)]
+def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
+    size = max(1, (ON_GPU if hidden.is_cuda else CHUNK_ELEMENTS) // len(weight))
+    return [slice(start, start + size) for start in range(0, len(hidden), size)]
 
 
 def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class _LinearCrossEntropy(Function):
         normalizers = hidden.new_empty(len(hidden), dtype=dtype)
         losses = torch.empty_like(normalizers)
         right = torch.empty(len(hidden), dtype=torch.bool, device=hidden.device)
-        for rows in _chunks(len(hidden), len(weight)):
+        for rows in _chunks(hidden, weight):
             logits = _logits(hidden[rows], weight)
             normalizers[rows] = logits.logsumexp(dim=1)
             chosen = logits.gather(1, targets[rows, None])[:, 0]
@@ -100,7 +100,7 @@ class _LinearCrossEntropyBackward(Function):
     ) -> tuple[Tensor, Tensor]:
         d_hidden = torch.empty_like(hidden)
         d_weight = torch.zeros_like(weight) if weight_too else weight.new_empty(0)
-        for rows in _chunks(len(hidden), len(weight)):
+        for rows in _chunks(hidden, weight):
             errors = _errors(hidden[rows], weight, targets[rows], normalizers[rows])[1]
             weighted = (gradient[rows, None] * errors).to(hidden.dtype)
             d_hidden[rows] = weighted @ weight
@@ -118,7 +118,7 @@ class _LinearCrossEntropyBackward(Function):
         u = torch.zeros_like(hidden) if u is None else u
         d_gradient = torch.empty_like(gradient)
         d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(weight)
-        for rows in _chunks(len(hidden), len(weight)):
+        for rows in _chunks(hidden, weight):
             probabilities, errors = _errors(hidden[rows], weight, targets[rows], normalizers[rows])
             r = _logits(u[rows], weight)
             if U is not None:

@@ -8,7 +8,7 @@ kept between the forward and the backward pass. The engines differ in what they 
 
     unrolled    every step's graph: the plain double backward, the reference that the others are tested against
     recompute   M_0 ... M_K; each step is made again in the backward pass, and memory does not grow with K
-    compiled    like `unrolled` up to 2 steps (8 on a CPU) and like `recompute` beyond, with a step's gradient compiled
+    compiled    like `unrolled` up to 8 steps and like `recompute` beyond, with a step's gradient compiled
 """
 
 import logging
@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from gradmem_bench.captured import replayed
 from gradmem_bench.compiled import compiled_slope
 
 _log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ Moments = tuple[Tensor, ...]
 _UNROLLED_STEPS = 2
 """Up to so many steps every graph is kept: making them again costs a third more time and saves little memory."""
 _COMPILED_STEPS = 8
-"""The same of compiled steps on a CPU: half as large, and of a few contexts at a time (micro_batches.py)."""
+"""The same of compiled steps: half as large, and of a few contexts at a time (micro_batches.py)."""
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8
 
 
@@ -114,7 +115,7 @@ class Descent:
 
     def _made_again(self, second: int, device: str, parameters: bool) -> bool:
         """Whether the steps in second order keep no graphs."""
-        most = _COMPILED_STEPS if self.engine == "compiled" and device == "cpu" else _UNROLLED_STEPS
+        most = _COMPILED_STEPS if self._compiles(device) else _UNROLLED_STEPS
         return self.engine == "recompute" or (self.engine != "unrolled" and parameters and second > most)
 
     def _compiles(self, device: str) -> bool:
@@ -184,17 +185,22 @@ class Descent:
     def _without_graph(
         self,
         loss: WriteLoss,
-        memory: Tensor,
+        start: Tensor,
         steps: int,
         learning_rate: float | Tensor,
         inputs: Sequence[Tensor],
         parameters: Sequence[Tensor],
     ) -> Tensor:
-        moments = self._start(memory)
-        for index in range(steps):
-            slope = self._constant_slope(loss, memory, inputs, parameters)
-            memory, moments = self._move(memory, slope, moments, _rate(learning_rate, index), index)
-        return memory.detach()
+        def descended(memory: Tensor, rates: Tensor, *inputs: Tensor) -> Tensor:
+            moments = self._start(memory)
+            for index in range(steps):
+                slope = self._constant_slope(loss, memory, inputs, parameters)
+                memory, moments = self._move(memory, slope, moments, _rate(rates, index), index)
+            return memory.detach()
+
+        rates = learning_rate if isinstance(learning_rate, Tensor) else start.new_full((), learning_rate)
+        owner = getattr(loss, "__self__", loss)
+        return replayed(owner, "WRITE", descended, [start, rates, *inputs], parameters, settings=(self, steps))
 
 
 @cache

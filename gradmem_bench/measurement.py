@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gradmem_bench.backbone import Backbone
 from gradmem_bench.batch import Tokens
+from gradmem_bench.captured import as_it_stands
 from gradmem_bench.config import Budget, StateDtype
 from gradmem_bench.errors import UserError
 from gradmem_bench.evaluation import Evaluator
@@ -231,7 +232,8 @@ def _peak_bytes(run: Callable[[], Any], device: torch.device) -> Quantity:
     torch.cuda.synchronize(device)
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
-    run()
+    with as_it_stands():
+        run()
     torch.cuda.synchronize(device)
     return Quantity(value=torch.cuda.max_memory_allocated(device) - before)
 

@@ -2,7 +2,8 @@
 
 The graphs of a micro-batch are gone before the next one is begun: what exists at a time is K steps of a few contexts in
 place of K steps of all. The gradient is made with the loss and handed out by its backward pass, so that whoever calls
-`loss.backward()` (accumulation, clipping, data parallelism) sees nothing of it.
+`loss.backward()` (accumulation, clipping, data parallelism) sees nothing of it. On a GPU both together are one CUDA
+graph.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,32 +15,48 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from gradmem_bench.batch import Batch
+from gradmem_bench.captured import replayed
 
 Terms = dict[str, Tensor]
 
 
 def in_micro_batches(
-    loss: Callable[[Batch], tuple[Tensor, Terms]], batch: Batch, size: int, parameters: Iterable[Tensor]
+    owner: object,
+    loss: Callable[..., tuple[Tensor, Terms]],
+    batch: Batch,
+    whole: tuple[Tensor, ...],
+    size: int,
+    parameters: Iterable[Tensor],
 ) -> tuple[Tensor, Terms]:
     """The sum of the losses of a batch's parts, and of their named terms.
 
     Args:
-        loss: of a part: its share in the batch's loss, (), and its named terms.
+        owner: whose loss it is.
+        loss: (part, *whole) -> the part's share in the batch's loss, (), and its named terms.
         batch: B contexts.
+        whole: tensors on the batch's device that each part's share depends on beside the part.
         size: contexts in a part.
         parameters: all that the loss depends on and that is to receive a gradient.
     """
+    parameters = list(parameters)
     learned = [parameter for parameter in parameters if parameter.requires_grad]
-    gradients: list[Tensor | None] = [None] * len(learned)
-    totals, terms = [], {}
-    for first in range(0, len(batch), size):
-        total, named = loss(batch.select(first, min(first + size, len(batch))))
+
+    def derived(*tensors: Tensor) -> tuple[Tensor, Terms, list[Tensor | None]]:
+        own = len(tensors) - len(whole)
+        total, named = loss(Batch.from_tensors(*tensors[:own]), *tensors[own:])
         # A backward pass runs in the precisions that its forward pass chose.
         with torch.autocast(total.device.type, enabled=False):
             found = torch.autograd.grad(total, learned, allow_unused=True)
+        return total.detach(), {name: term.detach() for name, term in named.items()}, list(found)
+
+    gradients: list[Tensor | None] = [None] * len(learned)
+    totals, terms = [], {}
+    for first in range(0, len(batch), size):
+        part = batch if size >= len(batch) else batch.select(first, min(first + size, len(batch)))
+        total, named, found = replayed(owner, "training", derived, [*part.tensors(), *whole], parameters)
         gradients = [_sum(old, new) for old, new in zip(gradients, found, strict=True)]
-        totals.append(total.detach())
-        terms = {name: term.detach() + terms.get(name, 0) for name, term in named.items()}
+        totals.append(total)
+        terms = {name: term + terms.get(name, 0) for name, term in named.items()}
     return _Known.apply(torch.stack(totals).sum(), gradients, *learned), terms
 
 

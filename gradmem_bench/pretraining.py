@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 
 from gradmem_bench.backbone import Backbone
 from gradmem_bench.batch import Batch
@@ -27,7 +26,7 @@ from gradmem_bench.methods.base import MemoryMethod
 from gradmem_bench.methods.no_memory import NoMemory
 from gradmem_bench.reporting.progress import RunDisplay
 from gradmem_bench.results import code_version, environment
-from gradmem_bench.training import PROGRESS_FILE, Autocast, Progress, Trainer
+from gradmem_bench.training import PROGRESS_FILE, Autocast, Progress, Trainer, accelerator_for
 
 RECORD_FILE = "pretraining.json"
 
@@ -157,12 +156,7 @@ def perform(plan: Pretraining, output: Path, display: RunDisplay) -> dict[str, A
         display.note(f"done before, in {output}")
         return record
     config, length = plan.training, plan.recipe.sequence_tokens
-    accelerator = Accelerator(
-        cpu=plan.device == "cpu",
-        mixed_precision="bf16" if plan.dtype == "bfloat16" else "no",
-        log_with="tensorboard",
-        project_dir=output,
-    )
+    accelerator = accelerator_for(plan.device, plan.dtype, output)
     torch.manual_seed(plan.seed)
     backbone = load_backbone(plan.backbone, None, str(accelerator.device), plan.seed)
     method = NoMemory(backbone, StrictModel())

@@ -107,7 +107,7 @@ class Scale(StrictModel):
     task: str = ""
     paper_task: str | None = None
     backbone: str | None = None
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "tf32", "bfloat16"] = "float32"
     limit: int | None = None
     seeds: tuple[int, ...] = (0,)
     solved_at: float = 0.9

@@ -41,7 +41,7 @@ from gradmem_bench.results import (
 from gradmem_bench.swap import swap_test
 from gradmem_bench.tasks.base import Task
 from gradmem_bench.tasks.batching import EncodedDocument, encode_documents
-from gradmem_bench.training import PROGRESS_FILE, Progress, Trainer, TrainingStage
+from gradmem_bench.training import PROGRESS_FILE, Progress, Trainer, TrainingStage, accelerator_for
 
 _SWAPPED_DOCUMENTS = 64
 _EVALUATION_BATCH = 32
@@ -112,12 +112,7 @@ def profile(plan: Plan, batch_size: int, display: RunDisplay) -> ProfileRecord:
 def _prepared(plan: Plan, folder: Path | None) -> tuple[Accelerator, MemoryMethod, str | None]:
     """The method with its weights, in its place; and what to say of the checkpoint they are from."""
     options = plan.options
-    accelerator = Accelerator(
-        cpu=options.device == "cpu",
-        mixed_precision="bf16" if options.dtype == "bfloat16" else "no",
-        log_with="tensorboard" if folder else None,
-        project_dir=folder,
-    )
+    accelerator = accelerator_for(options.device, options.dtype, folder)
     torch.manual_seed(options.seed)
     backbone = load_backbone(plan.backbone, plan.task.tokenizer(), str(accelerator.device), options.seed)
     method = plan.method_class(backbone, plan.parameters).to(accelerator.device)

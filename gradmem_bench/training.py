@@ -7,10 +7,10 @@ checkpoint exactly as if it had not been.
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
+from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -20,15 +20,16 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gradmem_bench import checkpoints
+from gradmem_bench import captured, checkpoints
 from gradmem_bench.batch import Batch
 from gradmem_bench.config import TrainingConfig
 from gradmem_bench.errors import UserError
 from gradmem_bench.evaluation import Evaluator
 from gradmem_bench.flops import flop_counter
 from gradmem_bench.methods.base import MemoryMethod
+from gradmem_bench.prefetching import PROCESSES_FOR_A_GPU, prepared
 from gradmem_bench.tasks.base import Document, Task
-from gradmem_bench.tasks.batching import EncodedDocument, encode_documents, training_batch
+from gradmem_bench.tasks.batching import EncodedDocument, asked_of, encode_documents, training_batch
 
 PROGRESS_FILE = "training.safetensors"
 _STREAM = 1_000_000
@@ -39,6 +40,23 @@ _SEED_STRIDE = 2**24
 
 
 Autocast = Callable[[], AbstractContextManager]
+
+
+def accelerator_for(device: str, dtype: str, folder: Path | None) -> Accelerator:
+    """Where and how precisely a training, or an evaluation, is computed.
+
+    Args:
+        dtype: `float32`; `bfloat16`, in which products of matrices and what follows them are computed; or `tf32`, in
+            which a GPU rounds the factors of such products, and nothing else, to 11 significant bits.
+        folder: of the tensorboard log; `None` is none.
+    """
+    torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
+    return Accelerator(
+        cpu=device == "cpu",
+        mixed_precision="bf16" if dtype == "bfloat16" else "no",
+        log_with="tensorboard" if folder else None,
+        project_dir=folder,
+    )
 
 
 class Stage(Protocol):
@@ -111,8 +129,9 @@ class TrainingStage:
             documents = self.documents[indices[0] : indices[-1] + 1][::step]
         else:
             documents = [self.documents[index] for index in indices]
-        encoded = encode_documents(documents, self.task, method.backbone, self.max_context_tokens)
-        return training_batch(encoded, method.backbone.end_id, config.queries_per_context, generator)
+        asked = [asked_of(document, config.queries_per_context, generator) for document in documents]
+        encoded = encode_documents(asked, self.task, method.backbone, self.max_context_tokens)
+        return training_batch(encoded, method.backbone.end_id)
 
     def score(self, method: MemoryMethod, config: TrainingConfig, autocast: Autocast) -> float:
         """The share of queries whose target's tokens are all the most probable ones."""
@@ -246,24 +265,23 @@ class Trainer:
         # Shuffled again: the loss should not rise and fall with the length.
         return batches[np.random.default_rng([self.seed, stretch]).permutation(count)[place]]
 
-    def _batch(self, stage_index: int, step: int, stage_began: int) -> Batch:
+    def _batch(self, place: tuple[int, int, int]) -> Batch:
+        """The batch of (stage, step, step at which the stage began)."""
+        stage_index, step, began = place
         stage = self.stages[stage_index]
         share = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
-        indices = self._indices(stage, step - stage_began)[share]
+        indices = self._indices(stage, step - began)[share]
         return stage.batch(indices, self.method, self.config, np.random.default_rng([self.seed, step]))
 
-    def _batches(self, executor: ThreadPoolExecutor) -> Iterator[Batch]:
-        """The batches from the present step on, each prepared while the one before it is trained on."""
-        key, future = None, None
+    def _batches(self) -> Iterator[Batch]:
+        """The batches from the present step on."""
+        processes = PROCESSES_FOR_A_GPU if self.accelerator.device.type == "cuda" else None
         while True:
-            here = (self.progress.stage, self.progress.step, self.progress.stage_began)
-            # A new stage began after the batch was ordered.
-            if key != here or future is None:
-                future = executor.submit(self._batch, *here)
-            batch = future.result()
-            key = (here[0], here[1] + 1, here[2])
-            future = executor.submit(self._batch, *key)
-            yield batch
+            stage, began = self.progress.stage, self.progress.stage_began
+            places = ((stage, step, began) for step in count(self.progress.step))
+            with closing(prepared(self._batch, places, processes)) as batches:
+                while stage == self.progress.stage:
+                    yield next(batches)
 
     # ---------------------------------------------------------------------------------------- training
 
@@ -285,8 +303,7 @@ class Trainer:
             UserError: the loss or its gradient is not finite; the last checkpoint stays as it was.
         """
         progress, config = self.progress, self.config
-        with ThreadPoolExecutor(1) as executor:
-            batches = self._batches(executor)
+        with closing(self._batches()) as batches:
             while progress.step < config.steps and progress.stopped_because is None:
                 started = time.perf_counter()
                 loss = self._step(next(batches))
@@ -301,9 +318,9 @@ class Trainer:
                 if validate:
                     self.save()
                 self.report(progress, loss, validate)
-            batches.close()
         if progress.stopped_because is None:
             progress.stopped_because = "all steps were done"
+        captured.forget(self.method)
         if self.best:
             checkpoints.restore(self.method, self.best, self.folder / PROGRESS_FILE)
         return progress

@@ -75,7 +75,7 @@ def traced(_traced, monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiled engine without its code generator: what is traced and differentiated is the same, in a second."""
     from gradmem_bench import compiled
 
-    monkeypatch.setattr(compiled, "_on_cpu", _traced)
+    monkeypatch.setattr(compiled, "_compiled", _traced)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

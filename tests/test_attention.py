@@ -95,3 +95,20 @@ def test_a_model_s_double_backward_under_autocast_is_the_same_up_to_rounding(nam
         found.append(torch.autograd.grad(slope.square().sum(), memory)[0])
     assert (found[1] - found[0]).norm() < 0.2 * found[0].norm()
     assert not torch.equal(*found)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("groups", [1, 2])
+def test_on_a_gpu_both_derivatives_are_those_of_eager_attention(groups):
+    # In float32 by the kernels, where they are installed; against float64.
+    inputs, mask, _ = case(groups, 0.0)
+    found = []
+    for dtype in (torch.float64, torch.float32):
+        given = [one.detach().to("cuda", dtype).requires_grad_() for one in inputs]
+        by = eager if dtype == torch.float64 else attention
+        output = by(*given, mask.cuda(), *([None] if by is eager else [SCALE]))
+        first = torch.autograd.grad(output.sin().sum(), given, create_graph=True)
+        second = torch.autograd.grad(sum(one.square().sum() for one in first), given)
+        found.append([output, *first, *second])
+    for ours, theirs in zip(found[1], found[0], strict=True):
+        assert float((ours.double() - theirs).norm() / theirs.norm()) < 1e-5

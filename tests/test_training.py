@@ -115,7 +115,7 @@ def test_accumulated_micro_batches_make_the_whole_batchs_step(tmp_path, uneven):
     # By hand: AdamW's first moment is a tenth of the gradient of the mean over all target tokens, clipped to norm 1.
     method = new_method()
     encoded = encode_documents(uneven, kv_task(), method.backbone)
-    method.loss(training_batch(encoded, method.backbone.end_id, None, None)).total.backward()
+    method.loss(training_batch(encoded, method.backbone.end_id)).total.backward()
     gradient = torch.cat([parameter.grad.flatten() for parameter in method.parameters()])
     torch.testing.assert_close(moments[0], 0.1 * gradient / max(1.0, float(gradient.norm())), rtol=1e-3, atol=1e-6)
 

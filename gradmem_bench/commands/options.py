@@ -20,6 +20,7 @@ class Device(StrEnum):
 
 class Dtype(StrEnum):
     float32 = "float32"
+    tf32 = "tf32"
     bfloat16 = "bfloat16"
 
 
@@ -90,7 +91,12 @@ Seed = Annotated[int, typer.Option("--seed", min=0, help="Of new weights and of 
 RunDevice = Annotated[Device, typer.Option("--device", help="Where to run.")]
 RunDtype = Annotated[
     Dtype,
-    typer.Option("--dtype", help="Precision of the computation; weights, memory and inner steps stay float32."),
+    typer.Option(
+        "--dtype",
+        metavar="DTYPE",
+        help="Precision of the computation: float32, tf32 (a GPU rounds the factors of matrix products to 11 bits, and "
+        "nothing else) or bfloat16; weights, memory and inner steps stay float32.",
+    ),
 ]
 IncludePath = Annotated[
     list[Path] | None,

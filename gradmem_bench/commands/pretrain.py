@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from gradmem_bench.commands.options import Device, Dtype, RunDevice, Seed, torch_device
+from gradmem_bench.commands.options import Device, Dtype, RunDevice, RunDtype, Seed, torch_device
 
 
 def pretrain(
@@ -37,9 +37,7 @@ def pretrain(
     ] = None,
     seed: Seed = 0,
     device: RunDevice = Device.auto,
-    dtype: Annotated[
-        Dtype, typer.Option(help="Precision of the computation; the weights stay float32.")
-    ] = Dtype.float32,
+    dtype: RunDtype = Dtype.float32,
 ) -> None:
     """Train a small language model on plain text, for --backbone.
 

@@ -106,23 +106,23 @@ class MemoryMethod(nn.Module, ABC):
 
         A method with the setting `reconstruction_weight` adds so much of its mean reconstruction loss.
         """
-        contexts, target_tokens = len(batch), batch.targets.mask.sum()
+        target_tokens = batch.targets.mask.sum()
+        counts = target_tokens, torch.full_like(target_tokens, len(batch))
+        size, on_gpu = self.micro_batch(batch.contexts) or len(batch), batch.contexts.ids.is_cuda
+        if torch.is_grad_enabled() and (size < len(batch) or on_gpu):
+            return Loss(*in_micro_batches(self, self._share, batch, counts, size, self.parameters()))
+        return Loss(*self._share(batch, *counts))
 
-        def share(part: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-            """What a part of the batch adds to the means over all of it."""
-            state = self.write(part.contexts)
-            mean = self.backbone.target_loss(self.read(state).select(part.context_of), part.queries, part.targets)
-            answer = mean * part.targets.mask.sum() / target_tokens
-            weight = getattr(self.settings, "reconstruction_weight", 0.0)
-            if not weight:
-                return answer, {"answer": answer.detach()}
-            rebuilt = self.reconstruction_loss(state, part.contexts).sum() / contexts
-            return answer + weight * rebuilt, {"answer": answer.detach(), "reconstruction": rebuilt.detach()}
-
-        size = self.micro_batch(batch.contexts)
-        if size is None or size >= contexts or not torch.is_grad_enabled():
-            return Loss(*share(batch))
-        return Loss(*in_micro_batches(share, batch, size, self.parameters()))
+    def _share(self, part: Batch, target_tokens: Tensor, contexts: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """What a part of a batch adds to the means over all of its target tokens, and of its contexts."""
+        state = self.write(part.contexts)
+        mean = self.backbone.target_loss(self.read(state).select(part.context_of), part.queries, part.targets)
+        answer = mean * part.targets.mask.sum() / target_tokens
+        weight = getattr(self.settings, "reconstruction_weight", 0.0)
+        if not weight:
+            return answer, {"answer": answer.detach()}
+        rebuilt = self.reconstruction_loss(state, part.contexts).sum() / contexts
+        return answer + weight * rebuilt, {"answer": answer.detach(), "reconstruction": rebuilt.detach()}
 
     def micro_batch(self, contexts: Tokens) -> int | None:
         """Contexts whose graphs exist at a time while a loss is differentiated; `None` is all."""

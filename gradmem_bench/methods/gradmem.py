@@ -32,9 +32,10 @@ from gradmem_bench.state import MemoryState
 _LARGE = 1 << 25
 """Scores of one layer (128 MiB in float32) from which on attention is differentiated twice in blocks."""
 
-_IN_CACHE, _ON_GPU = 1 << 18, 1 << 24
+_IN_CACHE, _ON_GPU = 1 << 18, 1 << 21
 """Elements of a layer's hidden states that a compiled step works on at a time. On a CPU, 1 MiB of them and what a layer
-makes of them stay in the caches: half the time of a whole batch of 64 on the key-value model."""
+makes of them stay in the caches: half the time of a whole batch of 64 on the key-value model. On a GPU so many keep it
+busy, and the graphs of several steps of them are smaller than those of one step of the whole batch."""
 
 
 class GradMemParameters(VectorParameters):

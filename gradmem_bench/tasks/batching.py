@@ -1,7 +1,7 @@
 """From documents to tokens: what is encoded, what is cut, and what a training batch is made of."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -94,22 +94,19 @@ def continuations(
     return ids
 
 
-def training_batch(
-    encoded: Sequence[EncodedDocument], end_id: int, queries_per_context: int | None, generator: np.random.Generator
-) -> Batch:
-    """The documents' contexts with all of their queries, or `queries_per_context` drawn from each."""
-    queries, targets, context_of = [], [], []
-    for row, document in enumerate(encoded):
-        chosen = np.arange(len(document.queries))
-        if queries_per_context is not None and queries_per_context < len(chosen):
-            chosen = generator.choice(chosen, queries_per_context, replace=False)
-        for index in chosen:
-            queries.append(document.queries[index])
-            targets.append([*document.targets[index], end_id])
-            context_of.append(row)
+def asked_of(document: Document, queries: int | None, generator: np.random.Generator) -> Document:
+    """The document with so many of its queries, drawn at random; `None`, or more than there are, is all of them."""
+    if queries is None or queries >= len(document.queries):
+        return document
+    chosen = generator.choice(len(document.queries), queries, replace=False)
+    return replace(document, queries=tuple(document.queries[index] for index in chosen))
+
+
+def training_batch(encoded: Sequence[EncodedDocument], end_id: int) -> Batch:
+    """The documents' contexts, each with all of its queries."""
     return Batch(
         Tokens.from_lists([document.context for document in encoded]),
-        Tokens.from_lists(queries),
-        Tokens.from_lists(targets),
-        torch.tensor(context_of),
+        Tokens.from_lists([query for document in encoded for query in document.queries]),
+        Tokens.from_lists([[*target, end_id] for document in encoded for target in document.targets]),
+        torch.tensor([row for row, document in enumerate(encoded) for _ in document.queries]),
     )

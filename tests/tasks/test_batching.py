@@ -8,7 +8,7 @@ from gradmem_bench.config import BackboneConfig
 from gradmem_bench.errors import UserError
 from gradmem_bench.loading import load_backbone
 from gradmem_bench.tasks.base import Document, Query
-from gradmem_bench.tasks.batching import encode_documents, training_batch
+from gradmem_bench.tasks.batching import asked_of, encode_documents, training_batch
 
 # What a space and an h are together in byte-level BPE, and a word that ends where another could have gone on.
 MERGES = (("Ġ", "h"), ("b", "c"))
@@ -96,7 +96,7 @@ def test_a_query_without_tokens_is_refused():
 def test_a_training_batch_holds_every_query_with_its_own_context_and_an_end():
     on = backbone()
     documents = [document("a", "xx", ("q1", "1"), ("q2", "2")), document("b", "yyy", ("q3", "33"))]
-    batch = training_batch(encode_documents(documents, key_value_task(), on), 1, None, np.random.default_rng(0))
+    batch = training_batch(encode_documents(documents, key_value_task(), on), 1)
     assert [on.decode(row) for row in batch.contexts.rows()] == ["xx", "yyy"]
     assert [on.decode(row) for row in batch.queries.rows()] == ["q1", "q2", "q3"]
     assert [tokens(on, row) for row in batch.targets.rows()] == [["1", "</s>"], ["2", "</s>"], ["3", "3", "</s>"]]
@@ -104,23 +104,17 @@ def test_a_training_batch_holds_every_query_with_its_own_context_and_an_end():
 
 
 def test_queries_are_drawn_evenly_and_never_twice():
-    on = backbone()
-    queries = [(f"{number}?", str(number)) for number in range(5)]
-    encoded = encode_documents([document("a", "x", *queries), document("b", "y", *queries[:1])], key_value_task(), on)
+    five = document("a", "x", *((f"{number}?", str(number)) for number in range(5)))
+    one = document("b", "y", ("0?", "0"))
     generator, seen = np.random.default_rng(0), np.zeros(5)
     for _ in range(500):
-        batch = training_batch(encoded, 1, 2, generator)
-        drawn = [on.decode(row) for row in batch.queries.rows()]
-        # Two of the first document's five, and the only one of the other.
-        assert batch.context_of.tolist() == [0, 0, 1] and drawn[2] == "0?" and drawn[0] != drawn[1]
-        for query, target in zip(drawn, batch.targets.rows(), strict=True):
-            assert on.decode(target) == query[0]
-        for query in drawn[:2]:
-            seen[int(query[0])] += 1
+        drawn = asked_of(five, 2, generator)
+        assert (drawn.id, drawn.context, len(set(drawn.queries))) == ("a", "x", 2)
+        for query in drawn.queries:
+            assert query in five.queries
+            seen[int(query.targets[0])] += 1
+        assert asked_of(one, 2, generator) == one
     # 200 expected of each, with a standard deviation of 11.
     assert seen.sum() == 1000 and abs(seen - 200).max() < 55
-    again = (
-        training_batch(encoded, 1, 2, np.random.default_rng(7)),
-        training_batch(encoded, 1, 2, np.random.default_rng(7)),
-    )
-    assert again[0].queries.rows() == again[1].queries.rows()
+    assert asked_of(five, 2, np.random.default_rng(7)) == asked_of(five, 2, np.random.default_rng(7))
+    assert asked_of(five, None, generator) == asked_of(five, 5, generator) == five

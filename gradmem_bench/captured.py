@@ -1,0 +1,173 @@
+"""Functions of tensors as CUDA graphs: a training step is thousands of small kernels, and to start them one by one
+takes longer than to run them.
+
+A graph is one run of a function, recorded with the address of all that it touched. It is run again by copying new
+inputs to where the first ones stood; parameters are read where they are, so that an optimiser that updates them in
+place is seen. What is recorded therefore takes all that changes as an input, and never waits for the device.
+
+Nothing is believed that was not seen: a graph's first run is compared with the function's own, and where that fails or
+disagrees, one warning is given and the owner's functions are run as they stand from then on.
+"""
+
+import gc
+import warnings
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+from torch.utils._pytree import tree_leaves, tree_map
+
+_SIGHTS = 3
+"""A shape is recorded when it comes for the third time: the first runs compile, and some shapes never come again."""
+_GRAPHS = 8
+"""Shapes of one owner that are recorded; each keeps its inputs and outputs on the device."""
+_TOLERANCE, _ROUNDED = 1e-3, 5e-2
+"""Of the norm of a difference, relative, since sums come in any order; the second where their terms are rounded."""
+
+
+@dataclass
+class _Recorded:
+    """A graph, with the tensors that it reads from and writes to."""
+
+    graph: "torch.cuda.CUDAGraph"
+    inputs: list[Tensor]
+    outputs: Any
+
+    def run(self, inputs: Sequence[Tensor]) -> Any:
+        for held, new in zip(self.inputs, inputs, strict=True):
+            held.copy_(new)
+        self.graph.replay()
+        # The next graph may overwrite what this one returned.
+        return _each_tensor(torch.clone, self.outputs)
+
+
+@dataclass
+class _Owner:
+    """What is known of the functions of one object."""
+
+    sights: dict[int, int] = field(default_factory=dict)
+    """By the hash of a shape: there may be many."""
+    graphs: dict[Hashable, _Recorded] = field(default_factory=dict)
+    refused: bool = False
+
+
+_owners: "WeakKeyDictionary[object, _Owner]" = WeakKeyDictionary()
+_stands = False
+
+
+def replayed(
+    owner: object,
+    name: str,
+    function: Callable[..., Any],
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    settings: Hashable = None,
+) -> Any:
+    """`function(*inputs)`, by a CUDA graph where its shapes come again and again; elsewhere as it stands.
+
+    Args:
+        owner: whose function it is; its graphs go with it.
+        name: of the function, for the warning too.
+        function: returns tensors that no graph of autograd hangs on, in dicts, lists, tuples or dataclasses of
+            PyTorch's own kind. It has no side effects and, once its caches are filled, reads no value of a tensor.
+        inputs: all tensors that change from call to call otherwise than in place.
+        parameters: the tensors that it reads beside them; they are updated in place, or moved as a whole.
+        settings: what else it depends on, its owner's training mode and the precisions apart.
+    """
+    # What counts operations (FlopCounterMode) has to see them, and within one graph no other is begun.
+    counted = _get_current_dispatch_mode() is not None
+    if not inputs[0].is_cuda or _stands or counted or torch.cuda.is_current_stream_capturing():
+        return function(*inputs)
+    known = _owners.setdefault(owner, _Owner())
+    if known.refused:
+        return function(*inputs)
+    autocast = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
+    rounded = autocast is not None or torch.get_float32_matmul_precision() != "highest"
+    mode = autocast, torch.is_grad_enabled(), getattr(owner, "training", None), rounded
+    shapes = *((one.shape, one.dtype) for one in inputs), *((one.data_ptr(), one.requires_grad) for one in parameters)
+    key = name, settings, mode, shapes
+    if key in known.graphs:
+        return known.graphs[key].run(inputs)
+    with torch.autocast("cuda", dtype=autocast, enabled=autocast is not None, cache_enabled=False):
+        # A weight cast once for several of its uses would be one that is cast outside the graph.
+        expected = function(*inputs)
+        seen = hash(key)
+        known.sights[seen] = known.sights.get(seen, 0) + 1
+        if known.sights[seen] < _SIGHTS or len(known.graphs) >= _GRAPHS:
+            return expected
+        try:
+            recorded = _record(function, inputs)
+            fault = _fault(expected, recorded.run(inputs), _ROUNDED if rounded else _TOLERANCE)
+        except RuntimeError as error:
+            fault = str(error).strip().partition("\n")[0][:200].rstrip(".")
+    if fault:
+        known.refused = True
+        known.graphs.clear()
+        warnings.warn(f"{name} is not run as a CUDA graph: {fault}. It is run as it stands.", stacklevel=2)
+    else:
+        known.graphs[key] = recorded
+    return expected
+
+
+def forget(owner: object) -> None:
+    """Gives the memory of an owner's graphs back to the device."""
+    _owners.pop(owner, None)
+
+
+@contextmanager
+def as_it_stands() -> Iterator[None]:
+    """Within it no function is run as a graph, whose memory would not be seen as taken by its run."""
+    global _stands
+    before, _stands = _stands, True
+    try:
+        yield
+    finally:
+        _stands = before
+
+
+@cache
+def _pool() -> tuple[int, int]:
+    """The memory of all graphs: they run one after another, and what they return is copied at once."""
+    return torch.cuda.graph_pool_handle()
+
+
+def _record(function: Callable[..., Any], inputs: Sequence[Tensor]) -> _Recorded:
+    held = [one.detach().clone() for one in inputs]
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    # Nothing is to be freed on the device while it records.
+    gc.collect()
+    torch.cuda.empty_cache()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        graph.capture_begin(pool=_pool())
+        try:
+            outputs = function(*held)
+        finally:
+            graph.capture_end()
+    torch.cuda.synchronize()
+    return _Recorded(graph, held, outputs)
+
+
+def _each_tensor(change: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    return tree_map(lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf, tree)
+
+
+def _fault(expected: Any, found: Any, tolerance: float) -> str | None:
+    """What is wrong with a graph's outputs, or `None`."""
+    pairs = [
+        (ours.float(), theirs.float())
+        for ours, theirs in zip(tree_leaves(found), tree_leaves(expected), strict=True)
+        if isinstance(theirs, Tensor)
+    ]
+    # Against the largest as well: a gradient that is nothing but rounding has no relative error.
+    floor = 1e-3 * max(float(theirs.norm()) for _, theirs in pairs)
+    for ours, theirs in pairs:
+        if not float((ours - theirs).norm()) <= tolerance * max(float(theirs.norm()), floor):
+            return "its outputs differ from those of the function itself"
+    return None
