@@ -12,9 +12,8 @@ disagrees, one warning is given and the owner's functions are run as they stand 
 import gc
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -54,6 +53,8 @@ class _Owner:
     sights: dict[int, int] = field(default_factory=dict)
     """By the hash of a shape: there may be many."""
     graphs: dict[Hashable, _Recorded] = field(default_factory=dict)
+    pool: tuple[int, int] = field(default_factory=torch.cuda.graph_pool_handle)
+    """The memory of its graphs: they run one after another, and what they return is copied at once."""
     refused: bool = False
 
 
@@ -102,7 +103,7 @@ def replayed(
         if known.sights[seen] < _SIGHTS or len(known.graphs) >= _GRAPHS:
             return expected
         try:
-            recorded = _record(function, inputs)
+            recorded = _record(function, inputs, known.pool)
             fault = _fault(expected, recorded.run(inputs), _ROUNDED if rounded else _TOLERANCE)
         except RuntimeError as error:
             fault = str(error).strip().partition("\n")[0][:200].rstrip(".")
@@ -131,13 +132,7 @@ def as_it_stands() -> Iterator[None]:
         _stands = before
 
 
-@cache
-def _pool() -> tuple[int, int]:
-    """The memory of all graphs: they run one after another, and what they return is copied at once."""
-    return torch.cuda.graph_pool_handle()
-
-
-def _record(function: Callable[..., Any], inputs: Sequence[Tensor]) -> _Recorded:
+def _record(function: Callable[..., Any], inputs: Sequence[Tensor], pool: tuple[int, int]) -> _Recorded:
     held = [one.detach().clone() for one in inputs]
     graph = torch.cuda.CUDAGraph()
     torch.cuda.synchronize()
@@ -145,13 +140,25 @@ def _record(function: Callable[..., Any], inputs: Sequence[Tensor]) -> _Recorded
     gc.collect()
     torch.cuda.empty_cache()
     with torch.cuda.stream(torch.cuda.Stream()):
-        graph.capture_begin(pool=_pool())
+        graph.capture_begin(pool=pool)
         try:
             outputs = function(*held)
-        finally:
-            graph.capture_end()
+        except BaseException:
+            with suppress(RuntimeError):
+                graph.capture_end()
+            _end_what_failed()
+            raise
+        graph.capture_end()
     torch.cuda.synchronize()
     return _Recorded(graph, held, outputs)
+
+
+def _end_what_failed() -> None:
+    """A recording that failed leaves PyTorch's random numbers as if it went on; one that ends puts them right."""
+    graph = torch.cuda.CUDAGraph()
+    graph.capture_begin()
+    torch.zeros((), device="cuda")
+    graph.capture_end()
 
 
 def _each_tensor(change: Callable[[Tensor], Tensor], tree: Any) -> Any:
