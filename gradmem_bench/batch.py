@@ -30,6 +30,13 @@ class Tokens:
         mask = torch.arange(width)[None] < lengths[:, None]
         return cls(ids.to(device), mask.to(device))
 
+    @classmethod
+    def repeated(cls, row: Sequence[int], count: int, device: torch.device | str) -> "Tokens":
+        """One sequence `count` times, made on the device, which waits for nothing."""
+        none = torch.empty((count, 0), dtype=torch.int64, device=device)
+        ids = torch.cat([none, *(none.new_full((count, 1), one) for one in row)], dim=1)
+        return cls(ids, torch.ones_like(ids, dtype=torch.bool))
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -59,7 +66,7 @@ class Tokens:
         order = torch.argsort(~mask, dim=1, stable=True)
         ids, mask = ids.gather(1, order), mask.gather(1, order)
         # On a GPU a few columns of padding cost less than to wait for their number, which a CUDA graph must not.
-        width = ids.shape[1] if ids.is_cuda else int(mask.sum(dim=1).max()) if len(mask) else 0
+        width = int(mask.sum(dim=1).max()) if len(mask) and ids.device.type == "cpu" else ids.shape[1]
         return Tokens(ids[:, :width], mask[:, :width])
 
 

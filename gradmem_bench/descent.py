@@ -104,7 +104,7 @@ class Descent:
         if self.engine == "auto":
             _tell(second, device, again, self._compiles(device))
         if again:
-            rates = learning_rate if isinstance(learning_rate, Tensor) else start.new_tensor(learning_rate)
+            rates = learning_rate if isinstance(learning_rate, Tensor) else start.new_full((), learning_rate)
             leaves = [parameter for parameter in parameters if parameter.requires_grad]
             indices = range(steps - second, steps)
             return _Recompute.apply(self, loss, indices, tuple(inputs), len(moments), memory, *moments, rates, *leaves)

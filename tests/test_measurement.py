@@ -3,7 +3,7 @@ import time
 
 import pytest
 import torch
-from methods.matrix import METHODS, backbone, build, families, key_value_task
+from methods.matrix import METHODS, RECURRENT, backbone, build, families, key_value_task
 
 from gradmem_bench.batch import Tokens
 from gradmem_bench.config import BackboneConfig, Budget
@@ -161,7 +161,7 @@ def test_a_gpu_counts_the_same_and_has_a_peak(name):
     config = BackboneConfig(name="llama-2x64", kv_heads=1)
     found = []
     for device in ("cpu", "cuda"):
-        on = load_backbone(config, TASK.tokenizer(), device, 0)
+        on = load_backbone(RECURRENT["mamba"] if name == "mamba" else config, TASK.tokenizer(), device, 0)
         costs, _, _ = measured(build(name, on).to(device), batch_size=4)
         found.append([costs.write.flops.value, costs.read.flops.value])
     assert found[0] == found[1]

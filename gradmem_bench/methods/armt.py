@@ -157,7 +157,7 @@ class ARMT(MemoryMethod):
             memory = Associations(slots, values, values.new_ones(values.shape[:3]), self.queries)
         else:
             memory = Associations(None, tensors["matrices"], tensors["normalizers"], self.queries)
-        start = Tokens.from_lists([self.backbone.start_ids] * len(state), self.backbone.device)
+        start = Tokens.repeated(self.backbone.start_ids, len(state), self.backbone.device)
         return Prefix(start.mask, embeddings=self.backbone.embed(start.ids), layer_memory=memory)
 
     @classmethod

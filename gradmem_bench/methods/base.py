@@ -71,6 +71,8 @@ class MemoryMethod(nn.Module, ABC):
     """`floor` and `ceiling` are the table's references: no bound is asked of them."""
     needs: ClassVar[Literal["attention", "recurrence"] | None] = None
     """What the backbone has to be made of; a method that needs recurrence is a language model itself."""
+    recordable: ClassVar[bool] = True
+    """Whether its loss is tensors' work alone, on one device, so that a GPU can run it as one CUDA graph."""
     evaluation_parameters: ClassVar[frozenset[str]] = frozenset()
     """Of `Parameters`, those of the evaluation alone: training does not see them, and runs that differ in nothing else
     are trained once."""
@@ -109,7 +111,7 @@ class MemoryMethod(nn.Module, ABC):
         target_tokens = batch.targets.mask.sum()
         counts = target_tokens, torch.full_like(target_tokens, len(batch))
         size, on_gpu = self.micro_batch(batch.contexts) or len(batch), batch.contexts.ids.is_cuda
-        if torch.is_grad_enabled() and (size < len(batch) or on_gpu):
+        if torch.is_grad_enabled() and (size < len(batch) or (on_gpu and self.recordable)):
             return Loss(*in_micro_batches(self, self._share, batch, counts, size, self.parameters()))
         return Loss(*self._share(batch, *counts))
 

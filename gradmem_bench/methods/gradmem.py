@@ -157,7 +157,7 @@ class GradMem(MemoryMethod):
         if self.log_learning_rate is None:
             return rate
         rates = rate * self.log_learning_rate.exp()
-        return rates[torch.arange(steps).clamp(max=len(rates) - 1)] if rates.dim() == 1 else rates
+        return torch.cat([rates[:steps], rates[-1:].expand(steps - len(rates[:steps]))]) if rates.dim() == 1 else rates
 
     def _vectors(self, memory: Tensor) -> Tensor:
         """What crosses of all that descended, (B, m, d)."""

@@ -16,7 +16,7 @@ class NoMemory(MemoryMethod):
         return MemoryState.from_texts([""] * len(contexts))
 
     def read(self, state: MemoryState) -> Prefix:
-        start = Tokens.from_lists([self.backbone.start_ids] * len(state), self.backbone.device)
+        start = Tokens.repeated(self.backbone.start_ids, len(state), self.backbone.device)
         return Prefix(start.mask, embeddings=self.backbone.embed(start.ids))
 
     @classmethod

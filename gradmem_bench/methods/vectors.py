@@ -56,7 +56,7 @@ class MemoryVectors(nn.Module):
         super().__init__()
         embeddings = backbone.model.get_input_embeddings().weight
         scale = embeddings.detach().std() if std is None else std
-        self.vectors = nn.Parameter(torch.randn(count, backbone.width) * scale)
+        self.vectors = nn.Parameter(torch.randn(count, backbone.width).to(embeddings.device) * scale)
 
     def forward(self, batch: int) -> Tensor:
         """(batch, m, d)."""
