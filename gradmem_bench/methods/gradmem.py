@@ -32,10 +32,12 @@ from gradmem_bench.state import MemoryState
 _LARGE = 1 << 25
 """Scores of one layer (128 MiB in float32) from which on attention is differentiated twice in blocks."""
 
-_IN_CACHE, _ON_GPU = 1 << 18, 1 << 21
-"""Elements of a layer's hidden states that a compiled step works on at a time. On a CPU, 1 MiB of them and what a layer
-makes of them stay in the caches: half the time of a whole batch of 64 on the key-value model. On a GPU so many keep it
-busy, and the graphs of several steps of them are smaller than those of one step of the whole batch."""
+_IN_CACHE = 1 << 18
+"""Elements of a layer's hidden states that a compiled step works on at a time on a CPU: 1 MiB of them, and what a layer
+makes of them, stay in the caches. Half the time of a whole batch of 64 on the key-value model."""
+_HIDDEN_ON_GPU, _SCORES_ON_GPU = 1 << 22, 1 << 25
+"""Elements of a layer's hidden states, and of its scores where they are whole, that are worked on at a time on a GPU.
+They keep it busy, and the graphs of several steps of them are smaller than those of one step of a large batch."""
 
 
 class GradMemParameters(VectorParameters):
@@ -183,12 +185,15 @@ class GradMem(MemoryMethod):
             return self.write_loss(self._vectors(memory), Tokens(ids, mask))
 
     def micro_batch(self, contexts: Tokens) -> int | None:
-        """As many as a compiled step works on at a time; a power of two."""
-        on_gpu = contexts.ids.is_cuda
-        if self.settings.engine != "compiled" and not (self.settings.engine == "auto" and on_gpu):
+        """As many as keep the device busy, and a CPU's caches from overflowing; a power of two."""
+        on_gpu, engine = contexts.ids.is_cuda, self.settings.engine
+        if not on_gpu and engine != "compiled":
             return None
         positions = self.settings.memory_vectors + self.settings.write_control + contexts.ids.shape[1]
-        return power_of_two_at_most(max(1, (_ON_GPU if on_gpu else _IN_CACHE) // (positions * self.backbone.width)))
+        most = (_HIDDEN_ON_GPU if on_gpu else _IN_CACHE) // (positions * self.backbone.width)
+        if on_gpu and engine in ("auto", "compiled"):
+            most = min(most, _SCORES_ON_GPU // (self.backbone.attention_heads * positions**2))
+        return power_of_two_at_most(max(1, most))
 
     def write(self, contexts: Tokens) -> MemoryState:
         settings = self.settings
