@@ -345,6 +345,8 @@ class Trainer:
                 self.accelerator.backward(loss.total * share)
                 total += float(loss.total.detach() * share)
                 self.terms = loss.parts
+                # What is left of its graph would be part of the next one, which a CUDA graph has to begin by itself.
+                del loss
         if counter:
             progress.flops += counter.get_total_flops() * min(config.evaluate_every, config.steps - progress.step)
         norm = self.accelerator.clip_grad_norm_(self.parameters, config.max_grad_norm)
