@@ -30,7 +30,7 @@ HOLES = 1.7
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_sizes(parser, steps=[1, 2, 5])
-    parser.add_argument("--engines", nargs="+", choices=VARIANTS, default=VARIANTS, help="what is set side by side")
+    parser.add_argument("--engines", nargs="+", choices=VARIANTS, help="what is set side by side; all")
     start(parser, VARIANTS, work, drive)
 
 
@@ -64,7 +64,7 @@ def drive(arguments: argparse.Namespace) -> None:
 
     def measured(size: int, steps: int) -> list[Row]:
         """One row a variant; raises SystemExit where its gradient is not that of the first."""
-        variants = [one for one in VARIANTS if one in arguments.engines]
+        variants = [one for one in VARIANTS if one in (arguments.engines or VARIANTS)]
         needed, room = predicted(naive_bytes[size], steps), available(arguments.device)
         # Each holds what it once used until its process ends; the last of them to be left out is the reference.
         for one in reversed(KEEPS_ALL):

@@ -274,8 +274,10 @@ def _processor() -> str:
 
 def publish(name: str, arguments: argparse.Namespace, rows: list[Row], figure: Figure | None, **what: Any) -> Path:
     """Writes the record, and its picture beside it."""
+    # Where it is written is no part of what was measured.
+    at = sys.argv.index("--output") if "--output" in sys.argv else len(sys.argv)
     record = {
-        "command": ["python", *sys.argv],
+        "command": ["python", *sys.argv[:at], *sys.argv[at + 2 :]],
         "code": code_version().model_dump(),
         "machine": machine(arguments.device, arguments.threads),
         "repeats": arguments.repeats,

@@ -139,6 +139,7 @@ def sweep(
         panels = unit if many_steps and len(sizes) > 1 else None
         figure = drawn([one for one in rows if one.get("phase") != "read"], across, label, panels)
     every = "-".join(map(str, sizes)), "-".join(map(str, sorted(set(arguments.steps))))
-    whole = f"{name}-{arguments.model}-{every[0]}-k{every[1]}-b{arguments.batch}"
+    some = "".join(f"-{one}" for one in getattr(arguments, "engines", None) or ())
+    whole = f"{name}-{arguments.model}-{every[0]}-k{every[1]}-b{arguments.batch}{some}"
     path = publish(whole, arguments, rows, figure, model=arguments.model, batch=arguments.batch)
     console.print(f"record: {path}")
