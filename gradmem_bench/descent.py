@@ -53,7 +53,8 @@ class Descent:
         last: of `second`, only the last so many steps in second order and those before them in first; `None` is all.
         optimizer: `sgd`, or `adam` with its usual constants and fresh moments for each descent.
         engine: see above. `auto` is `compiled` on a GPU, for what is differentiated twice; on a CPU, where that takes
-            minutes, it unrolls up to 2 steps and recomputes beyond. What it chose is logged.
+            minutes, it unrolls up to 2 steps and recomputes beyond. What it chose is logged. Steps without a graph of
+            autograd are, on a GPU, one CUDA graph together (captured.py).
         micro_batch: samples that are worked on at a time, by `recompute` in the backward pass and by what is compiled
             everywhere; `None` is all of them. Samples are independent, so that the result is the same.
         clip_value: bound on each entry of a step's gradient, before anything else is made of it.

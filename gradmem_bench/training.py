@@ -5,6 +5,7 @@ checkpoint exactly as if it had not been.
 """
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
@@ -275,7 +276,8 @@ class Trainer:
 
     def _batches(self) -> Iterator[Batch]:
         """The batches from the present step on."""
-        processes = PROCESSES_FOR_A_GPU if self.accelerator.device.type == "cuda" else None
+        on_gpu = self.accelerator.device.type == "cuda"
+        processes = min(PROCESSES_FOR_A_GPU, os.cpu_count() or 1) if on_gpu else None
         while True:
             stage, began = self.progress.stage, self.progress.stage_began
             places = ((stage, step, began) for step in count(self.progress.step))

@@ -1,13 +1,13 @@
+import warnings
 from collections import Counter
 from itertools import chain
 
 import pytest
 import torch
-from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gradmem_bench import checkpoints
+from gradmem_bench import captured, checkpoints
 from gradmem_bench.batch import Batch
 from gradmem_bench.config import BackboneConfig, TrainingConfig
 from gradmem_bench.errors import UserError
@@ -20,7 +20,7 @@ from gradmem_bench.registry import recipe_folder
 from gradmem_bench.tasks.base import Document, Query
 from gradmem_bench.tasks.batching import encode_documents, training_batch
 from gradmem_bench.tasks.declaration import load_task
-from gradmem_bench.training import PROGRESS_FILE, Trainer, TrainingStage
+from gradmem_bench.training import PROGRESS_FILE, Trainer, TrainingStage, accelerator_for
 
 SMALL = {"pairs": 1, "key_length": 1, "value_length": 1, "alphabet": 8}
 
@@ -52,9 +52,9 @@ def kv_task(**settings):
     return load_task(recipe_folder("task") / "kv_retrieval.yaml", SMALL | settings)
 
 
-def new_method(method_class=Recorder, seed=0):
+def new_method(method_class=Recorder, seed=0, device="cpu"):
     torch.manual_seed(seed)
-    backbone = load_backbone(BackboneConfig(name="llama-1x32", init_std=0.1), kv_task().tokenizer(), "cpu", seed)
+    backbone = load_backbone(BackboneConfig(name="llama-1x32", init_std=0.1), kv_task().tokenizer(), device, seed)
     return method_class(backbone, method_class.Parameters())
 
 
@@ -65,9 +65,9 @@ def stage(method, task, documents=None, until=None, steps=None):
     )
 
 
-def trainer(folder, method, stages, seed=0, **config) -> Trainer:
+def trainer(folder, method, stages, seed=0, device="cpu", **config) -> Trainer:
     AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = Accelerator(cpu=True, log_with="tensorboard", project_dir=folder)
+    accelerator = accelerator_for(device, "float32", folder)
     accelerator.init_trackers("tensorboard")
     values = {"batch_size": 8, "warmup_steps": 0, "evaluate_every": 5, **config}
     return Trainer(
@@ -79,6 +79,23 @@ def trained(folder, task=None, documents=None, method=None, seed=0, **config) ->
     method = method or new_method()
     trainer(folder, method, [stage(method, task or kv_task(), documents)], seed, **config).run()
     return method
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_on_a_gpu_a_training_is_recorded_and_is_that_of_a_cpu(tmp_path, pieces, monkeypatch):
+    recorded, weights = [], []
+    graphs = lambda owner: len(captured._owners[owner].graphs) if owner in captured._owners else 0  # noqa: E731
+    monkeypatch.setattr(captured, "forget", lambda owner: recorded.append(graphs(owner)))
+    for device in ("cpu", "cuda"):
+        method = new_method(FullKV, device=device).to(device)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            config = {"steps": 12, "evaluate_every": 6, "accumulation_steps": pieces, "learning_rate": 1e-4}
+            trainer(tmp_path / device, method, [stage(method, kv_task())], device=device, **config).run()
+        weights.append(torch.cat([parameter.detach().cpu().flatten() for parameter in method.parameters()]))
+    assert recorded[0] == 0 < recorded[1]
+    torch.testing.assert_close(weights[1], weights[0], rtol=0, atol=1e-4)
 
 
 # -------------------------------------------------------------------------------------------- gradients
