@@ -3,7 +3,8 @@ takes longer than to run them.
 
 A graph is one run of a function, recorded with the address of all that it touched. It is run again by copying new
 inputs to where the first ones stood; parameters are read where they are, so that an optimiser that updates them in
-place is seen. What is recorded therefore takes all that changes as an input, and never waits for the device.
+place is seen. What is recorded therefore takes all that changes as an input, and never waits for the device. A graph of
+autograd over the same parameters that is still alive keeps it from being recorded (data parallelism holds one).
 
 Nothing is believed that was not seen: a graph's first run is compared with the function's own, and where that fails or
 disagrees, one warning is given and the owner's functions are run as they stand from then on.

@@ -39,7 +39,6 @@ _BATCHES_SORTED = 8
 _SEED_STRIDE = 2**24
 """How far apart two seeds begin in a generated stream, in documents."""
 
-
 Autocast = Callable[[], AbstractContextManager]
 
 

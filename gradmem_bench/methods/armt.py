@@ -85,6 +85,7 @@ class ARMT(MemoryMethod):
     """[segment; memory tokens] through the backbone, segment after segment; at READ the query's layers read them."""
 
     Parameters = ARMTParameters
+    recordable = True
     settings: ARMTParameters
     needs = "attention"
 

@@ -71,8 +71,9 @@ class MemoryMethod(nn.Module, ABC):
     """`floor` and `ceiling` are the table's references: no bound is asked of them."""
     needs: ClassVar[Literal["attention", "recurrence"] | None] = None
     """What the backbone has to be made of; a method that needs recurrence is a language model itself."""
-    recordable: ClassVar[bool] = True
-    """Whether its loss is tensors' work alone, on one device, so that a GPU can run it as one CUDA graph."""
+    recordable: ClassVar[bool] = False
+    """Whether a GPU may run its loss as a CUDA graph: each run of it does the same to its batch and parameters, reads no
+    value of a tensor, and makes no tensor on the CPU."""
     evaluation_parameters: ClassVar[frozenset[str]] = frozenset()
     """Of `Parameters`, those of the evaluation alone: training does not see them, and runs that differ in nothing else
     are trained once."""

@@ -13,6 +13,7 @@ class FullKV(MemoryMethod):
     """Every layer's keys and values of every context token; trained by fine-tuning on the task."""
 
     role = "ceiling"
+    recordable = True
     needs = "attention"
 
     def write(self, contexts: Tokens) -> MemoryState:

@@ -117,6 +117,7 @@ class GradMem(MemoryMethod):
     """
 
     Parameters = GradMemParameters
+    recordable = True
     evaluation_parameters = frozenset({"evaluation_inner_steps"})
     settings: GradMemParameters
 

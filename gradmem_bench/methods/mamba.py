@@ -19,6 +19,7 @@ class Mamba(MemoryMethod):
     """
 
     needs = "recurrence"
+    recordable = True
 
     def write(self, contexts: Tokens) -> MemoryState:
         windows, scanned = zip(*self.backbone.prefill(contexts).cache, strict=True)

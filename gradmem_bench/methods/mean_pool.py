@@ -23,6 +23,7 @@ class MeanPool(MemoryMethod):
     embeddings themselves."""
 
     Parameters = MeanPoolParameters
+    recordable = True
     settings: MeanPoolParameters
 
     def write(self, contexts: Tokens) -> MemoryState:

@@ -11,6 +11,7 @@ class NoMemory(MemoryMethod):
     """An empty state; what is answered from it is what the weights know without any context."""
 
     role = "floor"
+    recordable = True
 
     def write(self, contexts: Tokens) -> MemoryState:
         return MemoryState.from_texts([""] * len(contexts))

@@ -56,6 +56,7 @@ class RMT(MemoryMethod):
     """[memory; context; memory] through the backbone: the last m hidden states are the state."""
 
     Parameters = RMTParameters
+    recordable = True
     settings: RMTParameters
 
     def __init__(self, backbone: Backbone, parameters: RMTParameters) -> None:

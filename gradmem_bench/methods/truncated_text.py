@@ -25,7 +25,6 @@ class TruncatedText(MemoryMethod):
     """The beginning of the context. Without a bound it is all of it, and answers like the full KV cache."""
 
     Parameters = TruncatedTextParameters
-    recordable = False
     settings: TruncatedTextParameters
 
     def write(self, contexts: Tokens) -> MemoryState:
