@@ -47,6 +47,7 @@ def start(
     parser.add_argument("--threads", type=positive, default=torch.get_num_threads(), help="of each variant's process")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="precision, as of gradmem-bench run")
+    parser.add_argument("--naive-dtype", choices=DTYPES, help="precision of naive, where it is another")
     parser.add_argument("--output", type=Path, default=Path("leaderboards/performance"), help="of record and picture")
     parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
     parser.add_argument("--variant", choices=variants, help=argparse.SUPPRESS)
@@ -54,6 +55,8 @@ def start(
     if not arguments.variant:
         drive(arguments)
         return
+    if arguments.variant == "naive" and arguments.naive_dtype:
+        arguments.dtype = arguments.naive_dtype
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high" if arguments.dtype == "tf32" else "highest")
@@ -212,7 +215,7 @@ def _flags(told: dict[str, Any]) -> list[str]:
     flags = []
     for name, value in told.items():
         if name not in ("repeats", "output", "variant") and value is not None:
-            flags += [f"--{name}", *map(str, value if isinstance(value, list | tuple) else [value])]
+            flags += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list | tuple) else [value])]
     return flags
 
 
@@ -282,11 +285,12 @@ def publish(name: str, arguments: argparse.Namespace, rows: list[Row], figure: F
         "machine": machine(arguments.device, arguments.threads),
         "repeats": arguments.repeats,
         "dtype": arguments.dtype,
+        "naive_dtype": arguments.naive_dtype or arguments.dtype,
         **what,
         "rows": rows,
     }
     arguments.output.mkdir(parents=True, exist_ok=True)
-    path = arguments.output / f"{name}-{arguments.device}{_suffix(arguments.dtype)}.json"
+    path = arguments.output / f"{name}-{arguments.device}{_suffix(arguments)}.json"
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     if figure is not None:
         figure.savefig(path.with_suffix(".png"), dpi=150)
@@ -294,8 +298,10 @@ def publish(name: str, arguments: argparse.Namespace, rows: list[Row], figure: F
     return path
 
 
-def _suffix(dtype: str) -> str:
-    return "" if dtype == "float32" else f"-{dtype}"
+def _suffix(arguments: argparse.Namespace) -> str:
+    """Of a record's name: precisions other than float32 for all."""
+    told = [arguments.dtype] if arguments.dtype != "float32" else []
+    return "".join(f"-{one}" for one in (*told, *([f"naive-{arguments.naive_dtype}"] if arguments.naive_dtype else [])))
 
 
 def drawn(rows: list[Row], across: str, label: str, panels: str | None) -> Figure:

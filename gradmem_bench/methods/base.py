@@ -72,7 +72,7 @@ class MemoryMethod(nn.Module, ABC):
     needs: ClassVar[Literal["attention", "recurrence"] | None] = None
     """What the backbone has to be made of; a method that needs recurrence is a language model itself."""
     recordable: ClassVar[bool] = False
-    """Whether a GPU may run its loss as a CUDA graph: each run of it does the same to its batch and parameters, reads no
+    """Whether a GPU may run its loss as a CUDA graph: every run does the same to its batch and parameters, reads no
     value of a tensor, and makes no tensor on the CPU."""
     evaluation_parameters: ClassVar[frozenset[str]] = frozenset()
     """Of `Parameters`, those of the evaluation alone: training does not see them, and runs that differ in nothing else
