@@ -359,7 +359,8 @@ def test_large_contexts_are_attended_in_blocks_and_give_the_same_gradients(monke
         method.loss(batch).total.backward()
         gradients.append(method.memory.vectors.grad)
     assert len(runs) == method.settings.inner_steps
-    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
+    # Single numbers near zero differ by more, from one machine's rounding to another's.
+    assert float((gradients[1] - gradients[0]).norm() / gradients[0].norm()) < 1e-5
 
 
 def leaves_of(loss: torch.Tensor) -> int:
