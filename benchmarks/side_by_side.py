@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -92,20 +93,19 @@ def serve(
     held = torch.cuda.memory_allocated() if on_gpu else None
     timed = clock or (_seconds_on_gpu if on_gpu else _seconds)
     for number, _ in enumerate(sys.stdin):
-        try:
+        answer: Row = {"seconds": None, "bytes": None}
+        # What does not fit is let go behind the handler, which itself holds the frames that it came from.
+        with suppress(torch.OutOfMemoryError):
             for _ in range(_WARM_UPS if on_gpu and number == 0 and clock is None else 0):
                 step()
             seconds = timed(step)
             told = figures() if number == 0 else {}
-            peak = None if number == 0 else _peak(device) - held
-            print(json.dumps({"seconds": seconds, "bytes": peak, **told}), flush=True)
-            if on_gpu:
-                _reset_peak(device)
-            elif number == 0:
-                held = _reset_peak(device)
-        except torch.OutOfMemoryError:
-            print(json.dumps({"seconds": None, "bytes": None}), flush=True)
+            answer = {"seconds": seconds, "bytes": None if number == 0 else _peak(device) - held, **told}
+        print(json.dumps(answer), flush=True)
+        if on_gpu:
             _reset_peak(device)
+        elif number == 0:
+            held = _reset_peak(device)
 
 
 _WARM_UPS = 4

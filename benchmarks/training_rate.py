@@ -15,14 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from rich.console import Console
 from rich.table import Table
 from side_by_side import cells, positive, publish, row, serve, start, take_turns
+from sweep import precision
 
 from gradmem_bench.config import BackboneConfig, TrainingConfig
 from gradmem_bench.loading import load_backbone
 from gradmem_bench.methods.gradmem import GradMem, GradMemParameters
+from gradmem_bench.precision import accelerator_for
 from gradmem_bench.registry import resolve
 from gradmem_bench.tasks.batching import encode_documents
 from gradmem_bench.tasks.declaration import load_task
@@ -53,7 +54,7 @@ def work(arguments: argparse.Namespace) -> None:
     held_out = encode_documents(task.documents("validation")[:1], task, backbone, backbone.max_positions)
     stage = TrainingStage(task, documents, held_out, backbone.max_positions, None, None)
     config = TrainingConfig(batch_size=arguments.batch, steps=STEPS + 2, evaluate_every=STEPS + 2)
-    accelerator = Accelerator(cpu=arguments.device == "cpu")
+    accelerator = accelerator_for(arguments.device, arguments.dtype, None)
 
     def run() -> float:
         clock: list[float] = []
@@ -70,7 +71,10 @@ def work(arguments: argparse.Namespace) -> None:
     def engine() -> float:
         clock = [time.perf_counter()]
         for _ in range(STEPS):
-            method.loss(batch).total.backward()
+            with precision(arguments, "engine"):
+                loss = method.loss(batch).total
+            loss.backward()
+            del loss
             optimizer.step()
             optimizer.zero_grad()
             if arguments.device == "cuda":

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
@@ -80,7 +81,10 @@ def _triton() -> ModuleType | None:
 
 def _kernels(query: Tensor, dropout: Tensor | None) -> ModuleType | None:
     """The kernels of these passes, where they are for such tensors."""
-    if not query.is_cuda or dropout is not None or query.dtype == torch.float64 or (kernels := _triton()) is None:
+    if not query.is_cuda or dropout is not None or query.dtype == torch.float64:
+        return None
+    # What counts operations (FlopCounterMode) does not see a kernel of our own.
+    if _get_current_dispatch_mode() is not None or (kernels := _triton()) is None:
         return None
     return kernels if query.shape[-1] <= kernels.LARGEST_HEAD else None
 

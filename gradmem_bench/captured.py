@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils._pytree import tree_leaves, tree_map
 
-_SIGHTS = 3
+SIGHTS = 3
 """A shape is recorded when it comes for the third time: the first runs compile, and some shapes never come again."""
 _GRAPHS = 8
 """Shapes of one owner that are recorded; each keeps its inputs and outputs on the device."""
@@ -74,7 +74,7 @@ def replayed(
     """`function(*inputs)`, by a CUDA graph where its shapes come again and again; elsewhere as it stands.
 
     Args:
-        owner: whose function it is; its graphs go with it.
+        owner: whose function it is, and which says by `recordable` that this may be done; its graphs go with it.
         name: of the function, for the warning too.
         function: returns tensors that no graph of autograd hangs on, in dicts, lists, tuples or dataclasses of
             PyTorch's own kind. It has no side effects and, once its caches are filled, reads no value of a tensor.
@@ -84,8 +84,11 @@ def replayed(
     """
     # What counts operations (FlopCounterMode) has to see them, and within one graph no other is begun.
     counted = _get_current_dispatch_mode() is not None
-    if not inputs[0].is_cuda or _stands or counted or torch.cuda.is_current_stream_capturing():
+    allowed = getattr(owner, "recordable", False) and not _stands and not counted
+    if not inputs[0].is_cuda or not allowed or torch.cuda.is_current_stream_capturing():
         return function(*inputs)
+    # With the strides that copies of them have: for others, what is compiled would be compiled again.
+    inputs = [one.contiguous() for one in inputs]
     known = _owners.setdefault(owner, _Owner())
     if known.refused:
         return function(*inputs)
@@ -101,7 +104,7 @@ def replayed(
         expected = function(*inputs)
         seen = hash(key)
         known.sights[seen] = known.sights.get(seen, 0) + 1
-        if known.sights[seen] < _SIGHTS or len(known.graphs) >= _GRAPHS:
+        if known.sights[seen] < SIGHTS or len(known.graphs) >= _GRAPHS:
             return expected
         try:
             recorded = _record(function, inputs, known.pool)
@@ -118,8 +121,9 @@ def replayed(
 
 
 def forget(owner: object) -> None:
-    """Gives the memory of an owner's graphs back to the device."""
-    _owners.pop(owner, None)
+    """Gives the memory of an owner's graphs back to the device; what was refused stays so."""
+    if (known := _owners.get(owner)) is not None:
+        _owners[owner] = _Owner(refused=known.refused)
 
 
 @contextmanager

@@ -192,6 +192,9 @@ class Descent:
         inputs: Sequence[Tensor],
         parameters: Sequence[Tensor],
     ) -> Tensor:
+        if steps == 0:
+            return start.detach()
+
         def descended(memory: Tensor, rates: Tensor, *inputs: Tensor) -> Tensor:
             moments = self._start(memory)
             for index in range(steps):

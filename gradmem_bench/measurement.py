@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gradmem_bench.backbone import Backbone
 from gradmem_bench.batch import Tokens
-from gradmem_bench.captured import as_it_stands
+from gradmem_bench.captured import SIGHTS, as_it_stands
 from gradmem_bench.config import Budget, StateDtype
 from gradmem_bench.errors import UserError
 from gradmem_bench.evaluation import Evaluator
@@ -193,8 +193,9 @@ def phase_costs(run: Callable[[Sample], Any], sample: Sample) -> PhaseCosts:
         _synchronize(device)
         return time.perf_counter() - started
 
-    # The first run is not counted, however long it takes: what is compiled may be compiled in it.
-    seconds()
+    # The first runs are not counted, however long they take: in them is compiled, and recorded, what may be.
+    for _ in range(SIGHTS + 1 if device.type == "cuda" else 1):
+        seconds()
     taken = [seconds()]
     fewest = 1 if taken[0] > _SECONDS else _FEWEST
     while len(taken) < fewest or (len(taken) < _REPETITIONS and sum(taken) < _SECONDS):

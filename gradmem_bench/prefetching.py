@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from torch.utils.data import DataLoader, Dataset
 
 from gradmem_bench.batch import Batch
+from gradmem_bench.errors import UserError
 
 PROCESSES_FOR_A_GPU = 8
 """A GPU is done with a batch sooner than one process is with making it."""
@@ -25,7 +26,7 @@ def prepared(
         yield from _in_a_thread(make, steps)
         return
     # They are forked: what a batch is made of is there already, and they do not touch the device.
-    yield from DataLoader(
+    batches = DataLoader(
         _Made(make),
         sampler=steps,
         batch_size=None,
@@ -33,6 +34,10 @@ def prepared(
         prefetch_factor=4,
         multiprocessing_context="fork",
     )
+    for batch in batches:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
 
 
 def _in_a_thread(make: Callable[[Hashable], Batch], steps: Iterable[Hashable]) -> Iterator[Batch]:
@@ -51,5 +56,9 @@ class _Made(Dataset):
     def __init__(self, make: Callable[[Hashable], Batch]) -> None:
         self.make = make
 
-    def __getitem__(self, step: Hashable) -> Batch:
-        return self.make(step)
+    def __getitem__(self, step: Hashable) -> Batch | UserError:
+        try:
+            return self.make(step)
+        except UserError as error:
+            # Raised in a worker, its one sentence would come with the worker's traceback.
+            return error

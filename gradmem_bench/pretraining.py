@@ -24,9 +24,10 @@ from gradmem_bench.errors import UserError, did_you_mean
 from gradmem_bench.loading import load_backbone, weights_hash
 from gradmem_bench.methods.base import MemoryMethod
 from gradmem_bench.methods.no_memory import NoMemory
+from gradmem_bench.precision import accelerator_for
 from gradmem_bench.reporting.progress import RunDisplay
 from gradmem_bench.results import code_version, environment
-from gradmem_bench.training import PROGRESS_FILE, Autocast, Progress, Trainer, accelerator_for
+from gradmem_bench.training import PROGRESS_FILE, Autocast, Progress, Trainer
 
 RECORD_FILE = "pretraining.json"
 

@@ -18,6 +18,7 @@ from gradmem_bench.experiment import Plan, curriculum_tasks, max_context_tokens
 from gradmem_bench.loading import load_backbone, tokenizer_text, weights_hash
 from gradmem_bench.measurement import capacity, measure, measured_footprint
 from gradmem_bench.methods.base import MemoryMethod
+from gradmem_bench.precision import accelerator_for
 from gradmem_bench.reporting.progress import RunDisplay
 from gradmem_bench.results import (
     BackboneRecord,
@@ -41,7 +42,7 @@ from gradmem_bench.results import (
 from gradmem_bench.swap import swap_test
 from gradmem_bench.tasks.base import Task
 from gradmem_bench.tasks.batching import EncodedDocument, encode_documents
-from gradmem_bench.training import PROGRESS_FILE, Progress, Trainer, TrainingStage, accelerator_for
+from gradmem_bench.training import PROGRESS_FILE, Progress, Trainer, TrainingStage
 
 _SWAPPED_DOCUMENTS = 64
 _EVALUATION_BATCH = 32

@@ -42,23 +42,6 @@ _SEED_STRIDE = 2**24
 Autocast = Callable[[], AbstractContextManager]
 
 
-def accelerator_for(device: str, dtype: str, folder: Path | None) -> Accelerator:
-    """Where and how precisely a training, or an evaluation, is computed.
-
-    Args:
-        dtype: `float32`; `bfloat16`, in which products of matrices and what follows them are computed; or `tf32`, in
-            which a GPU rounds the factors of such products, and nothing else, to 11 significant bits.
-        folder: of the tensorboard log; `None` is none.
-    """
-    torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
-    return Accelerator(
-        cpu=device == "cpu",
-        mixed_precision="bf16" if dtype == "bfloat16" else "no",
-        log_with="tensorboard" if folder else None,
-        project_dir=folder,
-    )
-
-
 class Stage(Protocol):
     """A part of a training: examples to draw batches from, and a score on others."""
 
@@ -275,8 +258,8 @@ class Trainer:
 
     def _batches(self) -> Iterator[Batch]:
         """The batches from the present step on."""
-        on_gpu = self.accelerator.device.type == "cuda"
-        processes = min(PROCESSES_FOR_A_GPU, os.cpu_count() or 1) if on_gpu else None
+        several = min(PROCESSES_FOR_A_GPU, os.cpu_count() or 1)
+        processes = several if self.accelerator.device.type == "cuda" else None
         while True:
             stage, began = self.progress.stage, self.progress.stage_began
             places = ((stage, step, began) for step in count(self.progress.step))
@@ -346,8 +329,7 @@ class Trainer:
                 self.accelerator.backward(loss.total * share)
                 total += float(loss.total.detach() * share)
                 self.terms = loss.parts
-                # What is left of its graph would be part of the next one, which a CUDA graph has to begin by itself.
-                del loss
+                del loss  # What is left of its graph keeps the next one from being recorded (captured.py).
         if counter:
             progress.flops += counter.get_total_flops() * min(config.evaluate_every, config.steps - progress.step)
         norm = self.accelerator.clip_grad_norm_(self.parameters, config.max_grad_norm)
@@ -383,6 +365,7 @@ class Trainer:
             if score >= stage.until or (stage.steps is not None and spent >= stage.steps):
                 progress.stage += 1
                 progress.stage_began = progress.step
+                captured.forget(self.method)
             return
         best = progress.best_score
         improved = best is None or (score < best if stage.lower_is_better else score > best)

@@ -15,6 +15,8 @@ from gradmem_bench.captured import replayed
 class Squared(nn.Module):
     """A loss of one weight with its gradient, and a count of how often Python ran it."""
 
+    recordable = True
+
     def __init__(self, device: str) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(8, 8, device=device))
@@ -120,6 +122,25 @@ def test_operations_that_are_counted_are_run_one_by_one():
         squared(inputs)
     # The product, and its backward pass to the weight.
     assert counter.get_total_flops() == 2 * (2 * 4 * 8 * 8)
+
+
+@pytest.mark.gpu
+def test_what_does_not_say_that_it_may_be_recorded_is_run_as_it_stands():
+    squared = Squared("cuda")
+    squared.recordable = False
+    for _ in range(5):
+        inputs = torch.randn(4, 8, device="cuda")
+        torch.testing.assert_close(squared(inputs)[2][0], squared.expected(inputs))
+    assert squared.runs == 5
+
+
+@pytest.mark.gpu
+def test_a_part_of_a_wider_tensor_is_recorded_like_any_other():
+    squared = Squared("cuda")
+    for _ in range(5):
+        inputs = torch.randn(4, 11, device="cuda")[:, :8]
+        torch.testing.assert_close(squared(inputs)[2][0], squared.expected(inputs))
+    assert squared.runs == 4
 
 
 @pytest.mark.gpu

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from gradmem_bench.batch import Batch, Tokens
+from gradmem_bench.errors import UserError
 from gradmem_bench.prefetching import prepared
 
 
@@ -48,3 +49,13 @@ def test_what_goes_wrong_in_the_making_is_said_where_the_batch_is_asked_for(proc
     assert [next(batches).queries.rows()[0][1] for _ in range(2)] == [0, 1]
     with pytest.raises(ValueError, match="no batch of step 2"):
         next(batches)
+
+
+@pytest.mark.parametrize("processes", [None, 1])
+def test_what_a_user_has_to_mend_comes_as_its_one_sentence(processes):
+    def refused(step: int) -> Batch:
+        raise UserError(f"The context {step} is too long.")
+
+    with pytest.raises(UserError) as raised:
+        next(prepared(refused, iter(range(2)), processes))
+    assert str(raised.value) == "The context 0 is too long."

@@ -16,11 +16,12 @@ from gradmem_bench.loading import load_backbone
 from gradmem_bench.methods.base import Loss
 from gradmem_bench.methods.full_kv import FullKV
 from gradmem_bench.methods.gradmem import GradMem, GradMemParameters
+from gradmem_bench.precision import accelerator_for
 from gradmem_bench.registry import recipe_folder
 from gradmem_bench.tasks.base import Document, Query
 from gradmem_bench.tasks.batching import encode_documents, training_batch
 from gradmem_bench.tasks.declaration import load_task
-from gradmem_bench.training import PROGRESS_FILE, Trainer, TrainingStage, accelerator_for
+from gradmem_bench.training import PROGRESS_FILE, Trainer, TrainingStage
 
 SMALL = {"pairs": 1, "key_length": 1, "value_length": 1, "alphabet": 8}
 

@@ -245,6 +245,7 @@ def _checkpoint_gradients(backbone: Backbone) -> None:
     model = backbone.model
     if not model.supports_gradient_checkpointing:
         raise UserError(f"{type(model).__name__} has no gradient_checkpointing; set it to false.")
-    model.activation_checkpointing_enable({"use_reentrant": False})
+    # Dropout is 0, so that there is no chance to repeat; to ask the device for its state would be to wait for it.
+    model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
     # A layer is run again in a backward pass, where what `Descent` said of attention kernels no longer holds.
     model.set_attn_implementation(BLOCKWISE)
