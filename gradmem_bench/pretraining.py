@@ -148,6 +148,7 @@ def perform(plan: Pretraining, output: Path, display: RunDisplay) -> dict[str, A
     Raises:
         UserError: training diverged, there is too little text, or `output` holds another pretraining.
     """
+    code_version()  # What the record will name is what is loaded now.
     configuration = plan.configuration()
     record_file = output / RECORD_FILE
     if record_file.exists():

@@ -56,6 +56,7 @@ def perform(plan: Plan, output: Path, display: RunDisplay) -> RunRecord:
     Raises:
         UserError: training diverged, a state broke its budget, or a file in the folder is damaged.
     """
+    code_version()  # What the record will name is what is loaded now.
     folder = plan.folder(output)
     if (folder / "run.json").exists():
         display.note(f"done before, in {folder}")

@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,8 +15,10 @@ if TYPE_CHECKING:
     import torch
 
 
+@cache
 def code_version() -> CodeVersion:
-    """The package's version and, when it is run from a checkout, that checkout's commit."""
+    """The package's version and, when it is run from a checkout, that checkout's commit as it was when first asked for:
+    what is edited while a run goes on is not what runs."""
     root = Path(gradmem_bench.__file__).parents[1]
     commit = dirty = None
     # An installed package may lie below a repository that has nothing to do with it: only its own root counts.
