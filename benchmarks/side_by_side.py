@@ -21,10 +21,13 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
+from gradmem_bench.captured import SIGHTS
+from gradmem_bench.commands.options import Dtype
+from gradmem_bench.precision import round_products
 from gradmem_bench.results import code_version
 
 Row = dict[str, Any]
-DTYPES = ("float32", "tf32", "bfloat16")
+DTYPES = [one.value for one in Dtype]
 WEIGHED = {"MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
 """Where memory is measured, every tensor has pages of its own, which go back with it: else the holes between tensors in
 the heap, which grow with the steps, would count as memory that a step takes. Times are those of a run as it is."""
@@ -60,7 +63,7 @@ def start(
         arguments.dtype = arguments.naive_dtype
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    torch.set_float32_matmul_precision("high" if arguments.dtype == "tf32" else "highest")
+    round_products(arguments.dtype)
     work(arguments)
 
 
@@ -108,7 +111,7 @@ def serve(
             held = _reset_peak(device)
 
 
-_WARM_UPS = 4
+_WARM_UPS = SIGHTS + 1
 """More than it takes until a shape is recorded as a CUDA graph."""
 _TIMED, _TIMED_SECONDS = 20, 0.5
 """On a GPU so many steps are timed together, or as many as half a second holds: one alone is too short a time."""

@@ -90,9 +90,7 @@ class Batch:
         return len(self.contexts)
 
     def to(self, device: torch.device | str) -> "Batch":
-        return Batch(
-            self.contexts.to(device), self.queries.to(device), self.targets.to(device), self.context_of.to(device)
-        )
+        return Batch.from_tensors(*(tensor.to(device) for tensor in self.tensors()))
 
     def tensors(self) -> list[Tensor]:
         """All that it is made of, in the order of `from_tensors`."""

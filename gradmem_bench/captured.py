@@ -23,6 +23,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from gradmem_bench.precision import alike, in_force
+
 SIGHTS = 3
 """A shape is recorded when it comes for the third time: the first runs compile, and some shapes never come again."""
 _GRAPHS = 8
@@ -92,8 +94,7 @@ def replayed(
     known = _owners.setdefault(owner, _Owner())
     if known.refused:
         return function(*inputs)
-    autocast = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
-    rounded = autocast is not None or torch.get_float32_matmul_precision() != "highest"
+    autocast, rounded = in_force("cuda")
     mode = autocast, torch.is_grad_enabled(), getattr(owner, "training", None), rounded
     shapes = *((one.shape, one.dtype) for one in inputs), *((one.data_ptr(), one.requires_grad) for one in parameters)
     key = name, settings, mode, shapes
@@ -172,14 +173,7 @@ def _each_tensor(change: Callable[[Tensor], Tensor], tree: Any) -> Any:
 
 def _fault(expected: Any, found: Any, tolerance: float) -> str | None:
     """What is wrong with a graph's outputs, or `None`."""
-    pairs = [
-        (ours.float(), theirs.float())
-        for ours, theirs in zip(tree_leaves(found), tree_leaves(expected), strict=True)
-        if isinstance(theirs, Tensor)
-    ]
-    # Against the largest as well: a gradient that is nothing but rounding has no relative error.
-    floor = 1e-3 * max(float(theirs.norm()) for _, theirs in pairs)
-    for ours, theirs in pairs:
-        if not float((ours - theirs).norm()) <= tolerance * max(float(theirs.norm()), floor):
-            return "its outputs differ from those of the function itself"
+    ours, theirs = ([one.float() for one in tree_leaves(tree) if isinstance(one, Tensor)] for tree in (found, expected))
+    if not alike(ours, theirs, tolerance, max(float(one.norm()) for one in theirs)):
+        return "its outputs differ from those of the function itself"
     return None

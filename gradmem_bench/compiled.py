@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from gradmem_bench.precision import alike, in_force
+
 Slope = Callable[[Tensor, Sequence[Tensor]], Tensor]
 
 _SHAPES = 32
@@ -99,8 +101,7 @@ def _trusted(
     owner = getattr(loss, "__self__", loss)
     seen = _verdicts.setdefault(owner, {})
     device = memory.device.type
-    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    rounded = autocast is not None or torch.get_float32_matmul_precision() != "highest"
+    autocast, rounded = in_force(device)
     mode = getattr(loss, "__name__", ""), torch.is_grad_enabled(), getattr(owner, "training", None), autocast, rounded
     key = (mode, memory.shape, memory.dtype, device, *((one.shape, one.dtype) for one in inputs))
     if key not in seen:
@@ -146,11 +147,8 @@ def _fault(
     try:
         found = measured(lambda point, inputs: _call(loss, point, inputs))
         scale = max(float(one.norm()) for one in expected[1:]) if second_order else 0.0
-        for ours, theirs in zip(found, expected, strict=True):
-            # Against the largest as well: a gradient that is nothing but rounding has no relative error.
-            bound = tolerance * max(float(theirs.norm()), 1e-3 * scale)
-            if not float((ours - theirs).norm()) <= bound:
-                return "its gradient differs from that of the plain double backward"
+        if not alike(found, expected, tolerance, scale):
+            return "its gradient differs from that of the plain double backward"
     except Exception as error:  # noqa: BLE001 - whatever the compiler stumbles over, there is a way without it
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return f"{type(error).__name__}: {lines[0][:200] if lines else 'no reason given'}".rstrip(".")
