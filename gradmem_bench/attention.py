@@ -34,10 +34,19 @@ NAME = "gradmem_blockwise"
 """What transformers knows it by."""
 BLOCK_ELEMENTS, ON_GPU = 1 << 20, 1 << 25
 """Scores that exist at a time, of each kind; and on a GPU, which fewer do not keep busy."""
+_TRACED_ROWS, _TRACED_BLOCKS = 112, 3
+"""Rows that a block has at least where it is compiled, and blocks at most. On two CPU cores a step of 96 pairs takes
+0.86 of the time with three blocks, and not less with six, which take four times as long to compile as one."""
 
 
 def attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, dropout_mask: Tensor | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    dropout_mask: Tensor | None = None,
+    causal: bool = False,
 ) -> Tensor:
     """Softmax attention, twice differentiable with respect to query, key and value.
 
@@ -48,6 +57,8 @@ def attention(
             yields zero.
         scale: of the scores.
         dropout_mask: (B, H, S, T), already divided by the probability to keep; fixed, so that every pass sees the same.
+        causal: whether the mask keeps every query from the keys behind it, the last query standing at the last key:
+            blocks then leave out the keys that none of their queries sees.
     Returns:
         (B, H, S, e).
     """
@@ -61,12 +72,41 @@ def attention(
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     if torch.compiler.is_compiling():
         # A trace would lose the second derivative of the functions below, without a word (seen in PyTorch 2.13).
-        scores = (query @ key.transpose(-1, -2) * scale).to(torch.promote_types(query.dtype, torch.float32))
+        return _traced(query, key, value, mask, scale, dropout_mask, causal)
+    return _Attention.apply(query, key, value, mask, scale, dropout_mask, causal)
+
+
+def _traced(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    dropout: Tensor | None,
+    causal: bool,
+) -> Tensor:
+    """What a compiler is given: few blocks, since it compiles each by itself."""
+    length = query.shape[2]
+    rows = -(-length // max(1, min(_TRACED_BLOCKS, length // _TRACED_ROWS))) if causal else length
+    outputs = []
+    for first in range(0, length, rows):
+        s = slice(first, first + rows)
+        t = _seen(s, query, key, causal)
+        scores = (query[:, :, s] @ key[:, :, t].transpose(-1, -2) * scale).to(
+            torch.promote_types(query.dtype, torch.float32)
+        )
         if mask is not None:
-            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+            scores = scores.masked_fill(~mask[:, :, s, t], torch.finfo(scores.dtype).min)
         chances = scores.softmax(dim=-1).to(query.dtype)
-        return (chances if dropout_mask is None else chances * dropout_mask) @ value
-    return _Attention.apply(query, key, value, mask, scale, dropout_mask)
+        if dropout is not None:
+            chances = chances * dropout[:, :, s, t]
+        outputs.append(chances @ value[:, :, t])
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+
+
+def _seen(s: slice, query: Tensor, key: Tensor, causal: bool) -> slice:
+    """The keys that the rows `s` may see."""
+    return slice(0, min(s.stop, query.shape[2]) + key.shape[2] - query.shape[2]) if causal else slice(None)
 
 
 @cache
@@ -89,21 +129,20 @@ def _kernels(query: Tensor, dropout: Tensor | None) -> ModuleType | None:
     return kernels if query.shape[-1] <= kernels.LARGEST_HEAD else None
 
 
-def _blocks(query: Tensor, key: Tensor) -> list[tuple[slice, slice]]:
-    """Rows of the batch and rows of queries that are worked on together."""
+def _blocks(query: Tensor, key: Tensor, causal: bool) -> list[tuple[slice, slice, slice]]:
+    """Rows of the batch and of queries that are worked on together, and the keys that they may see."""
     batch, heads, length, _ = query.shape
     per_row, most = heads * key.shape[2], ON_GPU if query.is_cuda else BLOCK_ELEMENTS
     rows = min(length, max(1, most // per_row))
     samples = max(1, most // (per_row * length)) if rows == length else 1
-    return [
-        (slice(b, b + samples), slice(s, s + rows)) for b in range(0, batch, samples) for s in range(0, length, rows)
-    ]
+    queries = [slice(s, s + rows) for s in range(0, length, rows)]
+    return [(slice(b, b + samples), s, _seen(s, query, key, causal)) for b in range(0, batch, samples) for s in queries]
 
 
-def _part(tensor: Tensor | None, b: slice, s: slice) -> Tensor | None:
+def _part(tensor: Tensor | None, b: slice, s: slice, t: slice) -> Tensor | None:
     if tensor is None:
         return None
-    return tensor[b if tensor.shape[0] > 1 else slice(None), :, s]
+    return tensor[b if tensor.shape[0] > 1 else slice(None), :, s, t]
 
 
 def _scores(query: Tensor, key: Tensor, mask: Tensor | None, scale: float) -> Tensor:
@@ -120,24 +159,31 @@ def _probabilities(query: Tensor, key: Tensor, mask: Tensor | None, scale: float
 class _Attention(Function):
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, dropout: Tensor | None
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scale: float,
+        dropout: Tensor | None,
+        causal: bool,
     ) -> Tensor:
-        ctx.scale = scale
+        ctx.scale, ctx.causal = scale, causal
         if kernels := _kernels(query, dropout):
             output, normalizers = kernels.forward(query, key, value, mask, scale)
             ctx.save_for_backward(query, key, value, output, normalizers, mask, dropout)
             return output
         output = torch.empty_like(query, memory_format=torch.contiguous_format)
         normalizers = query.new_empty(query.shape[:-1], dtype=torch.promote_types(query.dtype, torch.float32))
-        for b, s in _blocks(query, key):
-            scores = _scores(query[b, :, s], key[b], _part(mask, b, s), scale)
+        for b, s, t in _blocks(query, key, causal):
+            scores = _scores(query[b, :, s], key[b, :, t], _part(mask, b, s, t), scale)
             normalizer = scores.logsumexp(dim=-1)
             normalizer = normalizer.masked_fill_(normalizer == -torch.inf, torch.inf)
             normalizers[b, :, s] = normalizer
             chances = scores.sub_(normalizer[..., None]).exp_().to(query.dtype)
             if dropout is not None:
-                chances = chances * dropout[b, :, s]
-            output[b, :, s] = chances @ value[b]
+                chances = chances * dropout[b, :, s, t]
+            output[b, :, s] = chances @ value[b, :, t]
         ctx.save_for_backward(query, key, value, output, normalizers, mask, dropout)
         return output
 
@@ -146,8 +192,8 @@ class _Attention(Function):
         query, key, value, output, normalizers, mask, dropout = ctx.saved_tensors
         # Detached: else a double backward comes back here, to differentiate with respect to it by a gradient of zeros.
         saved = output.detach(), normalizers, mask
-        gradients = _AttentionBackward.apply(query, key, value, gradient, *saved, ctx.scale, dropout)
-        return *gradients, None, None, None
+        gradients = _AttentionBackward.apply(query, key, value, gradient, *saved, ctx.scale, dropout, ctx.causal)
+        return *gradients, None, None, None, None
 
 
 class _AttentionBackward(Function):
@@ -163,8 +209,9 @@ class _AttentionBackward(Function):
         mask: Tensor | None,
         scale: float,
         dropout: Tensor | None,
+        causal: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.scale = scale
+        ctx.scale, ctx.causal = scale, causal
         if kernels := _kernels(query, dropout):
             *found, deltas = kernels.backward(query, key, value, gradient, output, normalizers, mask, scale)
             ctx.save_for_backward(query, key, value, gradient, deltas, normalizers, mask, dropout)
@@ -172,16 +219,17 @@ class _AttentionBackward(Function):
         d_query, d_key, d_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
         # `output` is a function of the other inputs, and counted through them; its own gradient is not asked for.
         deltas = (gradient * output).sum(dim=-1, keepdim=True)
-        for b, s in _blocks(query, key):
-            chances = _probabilities(query[b, :, s], key[b], _part(mask, b, s), scale, normalizers[b, :, s])
-            d_chances = gradient[b, :, s] @ value[b].transpose(-1, -2)
+        for b, s, t in _blocks(query, key, causal):
+            q, k, v, do = query[b, :, s], key[b, :, t], value[b, :, t], gradient[b, :, s]
+            chances = _probabilities(q, k, _part(mask, b, s, t), scale, normalizers[b, :, s])
+            d_chances = do @ v.transpose(-1, -2)
             kept = chances
             if dropout is not None:
-                kept, d_chances = chances * dropout[b, :, s], d_chances * dropout[b, :, s]
-            d_value[b] += kept.transpose(-1, -2) @ gradient[b, :, s]
+                kept, d_chances = chances * dropout[b, :, s, t], d_chances * dropout[b, :, s, t]
+            d_value[b, :, t] += kept.transpose(-1, -2) @ do
             d_scores = d_chances.sub_(deltas[b, :, s]).mul_(chances).mul_(scale)
-            d_query[b, :, s] = d_scores @ key[b]
-            d_key[b] += d_scores.transpose(-1, -2) @ query[b, :, s]
+            d_query[b, :, s] = d_scores @ k
+            d_key[b, :, t] += d_scores.transpose(-1, -2) @ q
         ctx.save_for_backward(query, key, value, gradient, deltas, normalizers, mask, dropout)
         return d_query, d_key, d_value
 
@@ -193,17 +241,17 @@ class _AttentionBackward(Function):
         if kernels := _kernels(query, dropout):
             cotangents = u_query, u_key, u_value
             found = kernels.double_backward(query, key, value, gradient, deltas, normalizers, mask, scale, *cotangents)
-            return *found, None, None, None, None, None
+            return *found, None, None, None, None, None, None
         g_query, g_gradient = torch.empty_like(query), torch.empty_like(gradient)
         g_key, g_value = torch.zeros_like(key), torch.zeros_like(value)
-        for b, s in _blocks(query, key):
-            q, k, v, do = query[b, :, s], key[b], value[b], gradient[b, :, s]
-            uq, uk, uv = u_query[b, :, s], u_key[b], u_value[b]
-            chances = _probabilities(q, k, _part(mask, b, s), scale, normalizers[b, :, s])
+        for b, s, t in _blocks(query, key, ctx.causal):
+            q, k, v, do = query[b, :, s], key[b, :, t], value[b, :, t], gradient[b, :, s]
+            uq, uk, uv = u_query[b, :, s], u_key[b, :, t], u_value[b, :, t]
+            chances = _probabilities(q, k, _part(mask, b, s, t), scale, normalizers[b, :, s])
             centred = do @ v.transpose(-1, -2)
             g_chances = do @ uv.transpose(-1, -2)
             if dropout is not None:
-                centred, g_chances = centred * dropout[b, :, s], g_chances * dropout[b, :, s]
+                centred, g_chances = centred * dropout[b, :, s, t], g_chances * dropout[b, :, s, t]
             centred = centred.sub_(deltas[b, :, s])
             w = (uq @ k.transpose(-1, -2)).add_(q @ uk.transpose(-1, -2)).mul_(scale)
             mean = (w * chances).sum(dim=-1, keepdim=True)
@@ -213,12 +261,12 @@ class _AttentionBackward(Function):
             e = g_chances.sub_((g_chances * chances).sum(dim=-1, keepdim=True)).mul_(chances).mul_(scale)
             d_scores = centred.mul_(chances).mul_(scale)
             g_query[b, :, s] = e @ k + d_scores @ uk
-            g_key[b] += e.transpose(-1, -2) @ q + d_scores.transpose(-1, -2) @ uq
+            g_key[b, :, t] += e.transpose(-1, -2) @ q + d_scores.transpose(-1, -2) @ uq
             if dropout is not None:
-                a, chances = a * dropout[b, :, s], chances * dropout[b, :, s]
-            g_value[b] += a.transpose(-1, -2) @ do
+                a, chances = a * dropout[b, :, s, t], chances * dropout[b, :, s, t]
+            g_value[b, :, t] += a.transpose(-1, -2) @ do
             g_gradient[b, :, s] = a @ v + chances @ uv
-        return g_query, g_key, g_value, g_gradient, None, None, None, None, None
+        return g_query, g_key, g_value, g_gradient, None, None, None, None, None, None
 
 
 def _for_transformers(
@@ -238,7 +286,7 @@ def _for_transformers(
         keep = 1 - dropout
         shape = (*query.shape[:-1], key.shape[2])
         dropped = torch.empty(shape, dtype=query.dtype, device=query.device).bernoulli_(keep).div_(keep)
-    output = attention(query, key, value, attention_mask, scale, dropped)
+    output = attention(query, key, value, attention_mask, scale, dropped, causal=getattr(module, "is_causal", False))
     return output.transpose(1, 2).contiguous(), None
 
 
@@ -253,7 +301,11 @@ AttentionMaskInterface.register(NAME, _mask)
 
 @contextmanager
 def blockwise(model: PreTrainedModel) -> Iterator[None]:
-    """Runs `model` with this attention, and afterwards with its own again."""
+    """Runs `model` with this attention, and afterwards with its own again; one whose attention is not transformers' to
+    replace keeps its own."""
+    if not model.is_backend_compatible():
+        yield
+        return
     before = model.config._attn_implementation
     model.config._attn_implementation = NAME
     try:

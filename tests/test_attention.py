@@ -1,5 +1,7 @@
 """Blockwise attention against eager attention, finite differences of both orders, and inside real models."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from methods.matrix import BACKBONES, backbone, ids_of
@@ -57,6 +59,34 @@ def test_both_derivatives_agree_with_finite_differences(groups, dropout):
 
     assert torch.autograd.gradcheck(attended, inputs)
     assert torch.autograd.gradgradcheck(attended, inputs)
+
+
+@pytest.mark.parametrize("traced", [False, True], ids=["as it stands", "as a compiler sees it"])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("queries", [6, 4])
+def test_what_a_causal_mask_hides_is_left_out_and_nothing_else(queries, dropout, traced, monkeypatch):
+    monkeypatch.setattr(room, "_TRACED_ROWS", 2)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: traced)
+    (query, key, value), mask, kept = case(2, dropout)
+    generator = torch.Generator().manual_seed(1)
+    query = torch.randn(2, 4, queries, 3, dtype=torch.float64, generator=generator).requires_grad_()
+    # The first key is seen by all, since a row that sees nothing is another thing to a compiler.
+    mask = torch.rand(2, 1, queries, 6, generator=generator) > 0.3
+    mask = (mask | (torch.arange(6) == 0)) & torch.ones(queries, 6, dtype=torch.bool).tril(6 - queries)
+    kept = kept if kept is None else torch.cat([kept, kept], dim=2)[:, :, :queries]
+    inputs = query, key, value
+
+    def derived(by: Callable[..., torch.Tensor]) -> list[torch.Tensor]:
+        output = by()
+        first = torch.autograd.grad(output.sin().sum(), inputs, create_graph=True)
+        return [output, *first, *torch.autograd.grad(sum(one.square().sum() for one in first), inputs)]
+
+    ours = derived(lambda: attention(*inputs, mask, SCALE, kept, causal=True))
+    for found, expected in zip(ours, derived(lambda: eager(*inputs, mask, kept)), strict=True):
+        torch.testing.assert_close(found, expected)
+    if traced or room.BLOCK_ELEMENTS == 40:
+        unread = value.detach().index_fill(2, torch.arange(8 - queries, 6), torch.nan)
+        assert attention(query, key, unread, mask, SCALE, kept, causal=True)[:, :, 0].isfinite().all()
 
 
 @pytest.mark.parametrize("name", BACKBONES)

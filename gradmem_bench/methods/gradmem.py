@@ -180,9 +180,11 @@ class GradMem(MemoryMethod):
     def inner_loss(self, memory: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """(B,): the loss that descends, of all that descends, (B, m or more, d), for contexts ids and mask (B, T)."""
         heads, positions = self.backbone.attention_heads, memory.shape[1] + ids.shape[1]
-        large = self.training and self.settings.order == "second" and len(ids) * heads * positions**2 > _LARGE
-        # What is compiled has small pieces of the batch, and a trace would lose our own second derivatives.
-        with blockwise(self.writer.model) if large and not torch.compiler.is_compiling() else nullcontext():
+        # What is compiled, or large, has attention of ours where it is differentiated twice: blocks that leave out what
+        # a causal mask hides, and no score of all positions with all.
+        twice = self.training and self.settings.order == "second"
+        ours = twice and (torch.compiler.is_compiling() or len(ids) * heads * positions**2 > _LARGE)
+        with blockwise(self.writer.model) if ours else nullcontext():
             return self.write_loss(self._vectors(memory), Tokens(ids, mask))
 
     def micro_batch(self, contexts: Tokens) -> int | None:
