@@ -74,6 +74,8 @@ def f1(prediction: str, targets: Sequence[str], normalize: bool) -> float:
 
     As in SQuAD 2.0's official script, where either side is empty it is 1 if both are and else 0.
     """
+    if prediction in targets:
+        return 1.0
     return max(_overlap(_parts(prediction, normalize), _parts(target, normalize)) for target in targets)
 
 

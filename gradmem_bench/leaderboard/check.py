@@ -15,9 +15,9 @@ from gradmem_bench.results import (
     Measured,
     MetricResult,
     RunRecord,
+    Seal,
     WrittenAgain,
     metric_results,
-    questions,
     read_examples,
     read_record,
     seal,
@@ -48,7 +48,7 @@ def check(board: Path) -> list[Checked]:
     if not board.is_dir():
         raise UserError(f"There is no leaderboard at {board}: a folder with records below it was expected.")
     found: list[tuple[Path, RunRecord | None, list[str]]] = []
-    asked: dict[str, tuple[RunRecord, list[str]]] = {}
+    asked: dict[str, RunRecord] = {}
     for path in sorted(board.rglob("run.json")):
         try:
             record = read_record(path)
@@ -69,7 +69,7 @@ def check(board: Path) -> list[Checked]:
         if path.parent.parent.name != record.task.name:
             troubles.append(f"It is of the task {record.task.name}, but lies in the folder {path.parent.parent.name}.")
         if not troubles:
-            troubles += _asked_alike(path.parent, record, asked)
+            troubles += _asked_alike(record, asked)
         found.append((path, record, troubles))
     lone = {path.parent for name in ("examples.parquet", "examples.jsonl") for path in board.rglob(name)}
     lone -= {path.parent for path, _, _ in found}
@@ -83,13 +83,12 @@ def check(board: Path) -> list[Checked]:
     return [Checked(path, record, tuple(troubles)) for path, record, troubles in found]
 
 
-def _asked_alike(folder: Path, record: RunRecord, asked: dict[str, tuple[RunRecord, list[str]]]) -> Iterator[str]:
-    """Records that name the same data must have asked the same; `asked` holds the first of each."""
+def _asked_alike(record: RunRecord, asked: dict[str, RunRecord]) -> Iterator[str]:
+    """Records that name the same data must have asked the same; `asked` holds the first of each. Seals are in order."""
     task = record.task
     key = fingerprint([task.name, task.version, task.split, task.source.model_dump(), task.limit])
-    lines = questions(read_examples(folder))
-    first, others = asked.setdefault(key, (record, lines))
-    if lines != others:
+    first = asked.setdefault(key, record)
+    if record.seal.data_hash != first.seal.data_hash:
         yield f"It names the same data as {first.run_id}, but its rows do not ask the same."
 
 
@@ -110,7 +109,8 @@ def problems(folder: Path, record: RunRecord) -> list[str]:
     made, sizes = metric_results(rows), list(_sizes(record, rows))
     if len(rows) != record.task.queries:
         # Each number of such rows is another one, and the seal is broken: that is one mistake, and not one a number.
-        return [*again, *_rows(record, rows), *_follows(record, made), *_sealed_record(record, rows), *_laws(record)]
+        sealed = _sealed_record(record, seal([], record))
+        return [*again, *_rows(record, rows), *_follows(record, made), *sealed, *_laws(record)]
     return [
         *again,
         *_rows(record, rows),
@@ -229,11 +229,10 @@ def _sealed(record: RunRecord, rows: Sequence[ExampleRow]) -> Iterator[str]:
             f"Its data were changed: it was sealed with other data than {source.location} with the hash "
             f"{(source.content_hash or source.revision or 'none')[:12]}, which it names now."
         )
-    yield from _sealed_record(record, rows)
+    yield from _sealed_record(record, again)
 
 
-def _sealed_record(record: RunRecord, rows: Sequence[ExampleRow]) -> Iterator[str]:
-    again = seal(rows, record)
+def _sealed_record(record: RunRecord, again: Seal) -> Iterator[str]:
     if record.seal is not None and record.seal.record_hash not in (None, again.record_hash):
         yield (
             f"Its record was changed since it was sealed: it had the hash {record.seal.record_hash[:12]} then, and has "

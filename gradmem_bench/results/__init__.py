@@ -35,7 +35,7 @@ from gradmem_bench.results.schema import (
     TaskRecord,
     TrainingRecord,
 )
-from gradmem_bench.results.scores import metric_results, metric_title, primary_metric, questions, seal
+from gradmem_bench.results.scores import metric_results, metric_title, primary_metric, seal
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -68,7 +68,6 @@ __all__ = [
     "metric_results",
     "metric_title",
     "primary_metric",
-    "questions",
     "read_examples",
     "read_record",
     "seal",

@@ -56,19 +56,16 @@ def seal(rows: Sequence[ExampleRow], record: RunRecord) -> Seal:
     where = json.dumps([source.location, source.revision, source.content_hash, source.rows, task.split])
     # A column or a field that a later version adds has a default, and must not break the seals of before.
     lines = sorted(row.model_dump_json(exclude_defaults=True) for row in rows)
+    # What was asked, whatever was answered.
+    asked = sorted(json.dumps([row.example_id, row.context_id, row.targets]) for row in rows)
     # As it is written, and read again: then it is the same before there is a file and after.
     said = json.loads(record.model_dump_json(exclude={"seal"}, exclude_defaults=True))
     return Seal(
         rows=len(rows),
         rows_hash=_hash(lines),
-        data_hash=_hash([where, *questions(rows)]),
+        data_hash=_hash([where, *asked]),
         record_hash=_hash([json.dumps(said, sort_keys=True)]),
     )
-
-
-def questions(rows: Iterable[ExampleRow]) -> list[str]:
-    """What was asked, whatever was answered: a line for each row, sorted."""
-    return sorted(json.dumps([row.example_id, row.context_id, row.targets]) for row in rows)
 
 
 def _hash(lines: Iterable[str]) -> str:
