@@ -14,7 +14,7 @@ from gradmem_bench.batch import Tokens
 SCALE = 0.7
 
 
-@pytest.fixture(params=[1 << 20, 40], ids=["one block", "many blocks"], autouse=True)
+@pytest.fixture(params=[1 << 20, 72], ids=["one block", "many blocks"], autouse=True)
 def blocks(request, monkeypatch):
     monkeypatch.setattr(room, "BLOCK_ELEMENTS", request.param)
 
@@ -84,8 +84,8 @@ def test_what_a_causal_mask_hides_is_left_out_and_nothing_else(queries, dropout,
     ours = derived(lambda: attention(*inputs, mask, SCALE, kept, causal=True))
     for found, expected in zip(ours, derived(lambda: eager(*inputs, mask, kept)), strict=True):
         torch.testing.assert_close(found, expected)
-    if traced or room.BLOCK_ELEMENTS == 40:
-        unread = value.detach().index_fill(2, torch.arange(8 - queries, 6), torch.nan)
+    if traced or room.BLOCK_ELEMENTS == 72:
+        unread = value.detach().index_fill(2, torch.arange(9 - queries, 6), torch.nan)
         assert attention(query, key, unread, mask, SCALE, kept, causal=True)[:, :, 0].isfinite().all()
 
 
