@@ -19,6 +19,7 @@ from gradmem_bench.config import (
     StrictModel,
     TrainingConfig,
     fingerprint,
+    format_bytes,
     merge,
     parse_assignments,
     validated,
@@ -207,6 +208,8 @@ def choose(method: Entry, options: Options) -> Chosen:
     method_class = load_object(recipe.implementation, method)
     if not (isinstance(method_class, type) and issubclass(method_class, MemoryMethod)):
         raise UserError(f"{recipe.implementation} is no MemoryMethod (see gradmem_bench/methods/base.py).")
+    if absent := sorted(method_class.__abstractmethods__):
+        raise UserError(f"{recipe.implementation} has no {' and no '.join(absent)}, which a method needs.")
     sections, given = _settings(options, recipe.name)
     if options.backbone is not None:
         sections["backbone"] = {"name": options.backbone} | sections["backbone"]
@@ -277,6 +280,12 @@ def resolve(method: Entry, task: Entry, options: Options, known: Known | None = 
     footprint = method_class.footprint(parameters, shape, min(longest, limit), size)
     if footprint.vectors == ():
         budget = budget.model_copy(update={"state_dtype": "float32"})
+    footprint = footprint.stored(budget.state_dtype)
+    if budget.bytes is not None and footprint.state_bytes > budget.bytes:
+        raise UserError(
+            f"{recipe.name} does not fit: by its footprint a state takes up to {format_bytes(footprint.state_bytes)}, "
+            f"over the budget of {format_bytes(budget.bytes)} that its fit was given."
+        )
     before = requested.model_dump()
     return Plan(
         recipe=recipe,
@@ -290,7 +299,7 @@ def resolve(method: Entry, task: Entry, options: Options, known: Known | None = 
         options=options,
         checkpoint=checkpoint,
         context_tokens=(mean, min(longest, limit)),
-        footprint=footprint.stored(budget.state_dtype),
+        footprint=footprint,
         budget=budget,
         fitted={key: value for key, value in parameters.model_dump().items() if value != before[key]},
         max_context_tokens=limit,

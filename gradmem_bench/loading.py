@@ -135,6 +135,7 @@ def _pretrained(config: BackboneConfig, where: str, device: str) -> Backbone:
     names = {*_ATTENTION_KEYS, *_MAMBA_KEYS, "init_std", "tokenizer"} & config.model_fields_set
     if names:
         raise UserError(f"backbone.{sorted(names)[0]} shapes a random backbone, but {config.name} has its own.")
+    _need_folder(where)
     try:
         shape = AutoConfig.from_pretrained(where, revision=config.revision, trust_remote_code=False)
         missing: Collection[str] = ()
@@ -169,7 +170,14 @@ def _pretrained(config: BackboneConfig, where: str, device: str) -> Backbone:
     return Backbone(model.to(device), _tokenizer(where, config.revision), identity)
 
 
+def _need_folder(where: str) -> None:
+    """A path of no folder is no hub id either, and its hub need not be asked."""
+    if where.startswith(("/", "./", "../", "~")) and not Path(where).is_dir():
+        raise UserError(f"There is no folder {where}: one with a model and its tokenizer was expected.")
+
+
 def _tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase:
+    _need_folder(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:

@@ -362,7 +362,9 @@ class Trainer:
         self.accelerator.log(logged, step=progress.step)
         if stage.until is not None:
             spent = progress.step - progress.stage_began
-            if score >= stage.until or (stage.steps is not None and spent >= stage.steps):
+            done = score >= stage.until or (stage.steps is not None and spent >= stage.steps)
+            # A training that ends here has ended in this stage, and was never trained on the next.
+            if done and progress.step < config.steps:
                 progress.stage += 1
                 progress.stage_began = progress.step
                 captured.forget(self.method)

@@ -1,4 +1,5 @@
 import json
+import sys
 
 import pytest
 from commands import TASK, TINY, command
@@ -167,6 +168,37 @@ def test_a_budget_that_nothing_fits_is_refused():
 
 
 # ------------------------------------------------------------------------------------- whose value counts
+
+
+def of_ones_own(folder, base: str, body: str) -> str:
+    """The YAML of a method that is its base but for its body."""
+    (folder / "greedy_method.py").write_text(
+        f"from gradmem_bench.methods.{base} as Base\n\n\nclass Greedy(Base):\n{body}"
+    )
+    (folder / "greedy.yaml").write_text("name: greedy\nclass: greedy_method:Greedy\n")
+    return str(folder / "greedy.yaml")
+
+
+@pytest.fixture
+def forgotten(monkeypatch):
+    """What a test imports of its folder is not imported for the next."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield
+    sys.modules.pop("greedy_method", None)
+
+
+def test_a_fit_that_does_not_keep_to_the_budget_is_refused_before_anything_is_trained(tmp_path, forgotten):
+    fit = "    @classmethod\n    def fit(cls, parameters, budget, backbone):\n        return parameters\n"
+    method = of_ones_own(tmp_path, "mean_pool import MeanPool", fit)
+    with pytest.raises(UserError, match="greedy does not fit: by its footprint .* 1 KiB, over the budget of 100 B"):
+        plan(method, budget=Budget(bytes=100))
+    assert plan(method, budget=Budget(bytes=1024)).footprint.state_bytes == 1024
+
+
+def test_a_class_that_lacks_what_a_method_needs_is_told_what(tmp_path, forgotten):
+    method = of_ones_own(tmp_path, "base import MemoryMethod", "    read = footprint = None\n")
+    with pytest.raises(UserError, match="greedy_method:Greedy has no fit and no write, which a method needs"):
+        plan(method)
 
 
 def test_what_is_set_stands_above_the_recipe_and_the_recipe_above_the_task(tmp_path):

@@ -51,12 +51,15 @@ def check(
 
     Args:
         report: called before each trial.
+    Raises:
+        UserError: a backbone is not to be had, which is no fault of the method's.
     """
     elsewhere()  # It imports torch while the first laws are tried.
     findings: list[Finding] = []
     with tempfile.TemporaryDirectory(prefix="gradmem-bench-check-") as folder, _alone():
         for config in backbones:
             subject = Subject(method_class, parameters, config, Path(folder))
+            _ = subject.shape
             outcomes: dict[str, Outcome] = {}
             for law in LAWS:
                 report(config.name, law)

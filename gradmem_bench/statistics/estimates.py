@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 ROUNDING = 1e-12
 """A standard error below this share of the scores is zero but for rounding."""
 Kind = Literal["proportion", "amount", "mean"]
-"""What is averaged: numbers from 0 to 1, numbers that are not below 0, or any."""
+"""What is averaged: numbers from 0 to 1, numbers that are not below 0, or any; ones and zeros alone are the first."""
 _METHODS: dict[Kind, str] = {"proportion": "wilson", "amount": "t of the logarithm", "mean": "t"}
 
 
@@ -71,6 +71,9 @@ def estimate(
     seeds, n = scores.shape
     if len(clusters) != n:
         raise ValueError(f"{n} values but {len(clusters)} clusters")
+    if kind == "mean" and np.isin(scores, (0, 1)).all():
+        # A task's own accuracy, which does not say that it is one.
+        kind = "proportion"
     proportion = kind == "proportion"
     if proportion and not ((scores >= 0) & (scores <= 1)).all():
         raise ValueError("a proportion is made of numbers from 0 to 1")

@@ -83,6 +83,8 @@ def test_what_cannot_be_checked_is_said_in_one_sentence():
         check_method("mean_pool", {"vectors": 3})
     with pytest.raises(UserError, match="is no MemoryMethod"):
         check_method(int)
+    with pytest.raises(UserError, match="The backbone 'nope' is no folder"):
+        check_method("no_memory", backbones=["nope"])
 
 
 def test_the_caller_s_random_numbers_stay():

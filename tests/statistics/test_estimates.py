@@ -64,6 +64,12 @@ def test_queries_of_a_context_count_as_much_as_their_contexts_allow():
     assert result.high - result.low > 1.2 * (high - low), "what is alike within a context is no independent evidence"
 
 
+def test_ones_and_zeros_are_a_proportion_by_whatever_name():
+    assert estimate([1, 0], "ab", "mean") == estimate([1, 0], "ab", "proportion")
+    assert estimate([1, 0, 1, 1, 0], "aabbc", "mean") == estimate([1, 0, 1, 1, 0], "aabbc", "proportion")
+    assert estimate([1, 0.5], "ab", "mean").low < 0
+
+
 def test_any_other_mean_gets_students_t():
     values, clusters = unequal_contexts(60)
     logs = [math.exp(3 * value) + index % 7 for index, value in enumerate(values)]
@@ -79,7 +85,7 @@ def test_any_other_mean_gets_students_t():
 
 def test_a_variance_that_hangs_on_few_contexts_is_known_to_be_unknown():
     contexts = [index // 4 for index in range(400)]
-    few = [1.0] * 392 + [0.0] * 8
+    few = [2.0] * 392 + [1.0] * 8
     result = estimate(few, contexts, "mean")
     # Two contexts of a hundred hold all that is wrong: t has about four degrees of freedom, and a quantile of 2.78.
     half = (result.high - result.low) / 2
