@@ -30,7 +30,7 @@ def reproduce(
         ),
     ],
     scale: Annotated[
-        ScaleName, typer.Option(help="tiny: minutes on two cores; small: an hour or two; paper: its own size.")
+        ScaleName, typer.Option(help="tiny: minutes on two cores, small: hours; paper: its own size, for a GPU.")
     ] = ScaleName.tiny,
     output: Annotated[Path, typer.Option(help="Where runs are kept, and ours is put beside the paper's.")] = Path(
         "runs/reproduce"

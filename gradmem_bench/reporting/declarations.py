@@ -53,6 +53,8 @@ def highlighted(text: str) -> Text:
     """YAML in colours."""
     coloured = Syntax("", "yaml", background_color="default").highlight(text)
     coloured.rstrip()
+    # A hash of 64 digits behind its key is longer than a line of 80.
+    coloured.no_wrap, coloured.overflow = False, "fold"
     return coloured
 
 

@@ -53,7 +53,9 @@ def _budget(plan: "Plan") -> str:
     if asked == given:
         return str(given)
     other = "text" if plan.method_class.role == "method" else f"the {plan.method_class.role}"
-    return f"{given} (of {asked}; the rest is not for {other})"
+    if given == Budget():
+        return f"none (no budget bounds {other})"
+    return f"{given} (of {asked}; the rest does not bound {other})"
 
 
 def overview(plans: Sequence["Plan"], output: Path) -> Table:
