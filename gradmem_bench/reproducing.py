@@ -47,8 +47,9 @@ class Maker:
                 self.display.note(f"{run.name} · {told + ' · ' if told else ''}seed {run.seed}")
                 record = perform(plan, self.output, self.display)
             except UserError as error:
+                known = str(error) in self.reasons
                 self.reasons.append(str(error))
-                self.display.note(f"missing: {error}")
+                self.display.note("missing, as before" if known else f"missing: {error}")
                 continue
             self.archive.records[plan.folder(self.output) / "run.json"] = record
 

@@ -275,6 +275,18 @@ def test_keys_values_and_marks_are_told_apart():
         token_parts(task, 14)
 
 
+def test_a_figure_without_a_number_of_ours_says_why_once_and_fails(tmp_path):
+    experiment = json.loads(json.dumps(EXPERIMENT))
+    group = experiment["scales"]["tiny"]["runs"][-1]
+    experiment["scales"]["tiny"]["runs"] = [group | {"axes": {"task.pairs": [4, 8]}}]
+    path = tmp_path / "nothing.yaml"
+    path.write_text(yaml.dump(experiment))
+    done = command("reproduce", path, "--output", tmp_path / "runs")
+    assert done.code == 1
+    progress, _, table = done.output.partition("missing (2)")
+    assert progress.count("There is no method 'rtm'") == table.count("There is no method 'rtm'") == 1
+
+
 def test_losses_are_measured_for_each_number_of_steps(tmp_path):
     experiment = json.loads(json.dumps(EXPERIMENT)) | {"report": "losses", "figure": "losses"}
     [group, *_] = experiment["scales"]["tiny"]["runs"]

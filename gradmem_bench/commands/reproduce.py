@@ -40,7 +40,8 @@ def reproduce(
     ] = False,
     device: RunDevice = Device.auto,
 ) -> None:
-    """Run what is missing of a paper's figure, and show ours beside the paper's with the difference.
+    """Run what is missing of a paper's figure, and show ours beside the paper's with the difference. Exit code 1 when
+    nothing of ours is there.
 
     [dim]gradmem-bench reproduce fig3 --scale tiny[/]
     """
@@ -64,8 +65,11 @@ def reproduce(
         for experiment, size in wanted:
             _list(console, experiment, scale, size, archive, output)
         return
-    for experiment, size in wanted:
-        _answer(console, experiment, scale, size, archive, output, torch_device(device))
+    answered = [
+        _answer(console, experiment, scale, size, archive, output, torch_device(device)) for experiment, size in wanted
+    ]
+    if not any(answered):
+        raise typer.Exit(1)
 
 
 def _answer(
@@ -76,7 +80,8 @@ def _answer(
     archive: "Archive",
     output: Path,
     device: str,
-) -> None:
+) -> bool:
+    """Makes and shows one figure; whether it has any number of ours."""
     from gradmem_bench.plotting.parts import save
     from gradmem_bench.plotting.reproductions import picture
     from gradmem_bench.registry import recipe_folder
@@ -104,6 +109,7 @@ def _answer(
     figure = picture(experiment, table)
     files = [stem.with_suffix(".txt"), *(save(figure, stem) if figure else [])]
     console.print(f"\n{', '.join(map(str, files))}", style="dim")
+    return not runs or len(missing(runs, archive)) < len(runs)
 
 
 def _list(
