@@ -255,8 +255,7 @@ def resolve(method: Entry, task: Entry, options: Options, known: Known | None = 
     if options.train:
         values = merge(loaded_task.metadata.get("training", {}), merge(recipe.training, sections["training"]))
         training = validated(TrainingConfig, values, f"the training of '{recipe.name}' on {loaded_task.name}")
-    if training is not None and training.steps == 0:
-        training = None
+        training = training if training.steps else None
     if training is not None:
         curriculum_tasks(loaded_task, training)
         for split in ("train", "validation"):
