@@ -67,19 +67,8 @@ class FunctionReference(str):
     """The text behind lm-eval's `!function` tag: `module.path.name`, imported only when it is called."""
 
 
-class _Loader(yaml.SafeLoader):
-    # On the nodes, before aliases and `<<` are put in their place: those may well repeat a key.
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
-        mapping = super().compose_mapping_node(anchor)
-        seen = set()
-        for key, _ in mapping.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue
-            if (key.tag, key.value) in seen:
-                mark = key.start_mark
-                raise UserError(f"{mark.name}, line {mark.line + 1}: the key '{key.value}' stands here a second time.")
-            seen.add((key.tag, key.value))
-        return mapping
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """In C, where PyYAML was built with it: a command reads every recipe there is."""
 
 
 _Loader.add_constructor("!function", lambda loader, node: FunctionReference(loader.construct_scalar(node)))
@@ -94,15 +83,42 @@ def parse_yaml(text: str, name: str = "value") -> Any:
     """The value of YAML `text`; raises UserError naming `name` and the line when it is not YAML."""
     try:
         loader = _Loader(text)
-        loader.name = name
-        return loader.get_single_data()
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        # On the nodes, before aliases and `<<` are put in their place: those may well repeat a key.
+        _check_keys(node, name, set())
+        return loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        # What ends too early is missed behind the last line.
+        last = len(text.splitlines())
+        line = f", line {min(error.problem_mark.line + 1, last)}" if error.problem_mark else ""
         raise UserError(f"{name}{line} is not valid YAML: {error.problem}.") from None
     except (yaml.reader.ReaderError, ValueError) as error:
         # A character that YAML does not allow; a date such as 2026-13-01.
         reason = getattr(error, "reason", error)
         raise UserError(f"{name} is not valid YAML: {reason}.") from None
+
+
+def _check_keys(node: yaml.Node, name: str, visited: set[int]) -> None:
+    """Raises UserError where a mapping has a key twice. A node that has an anchor is met again, and not looked at."""
+    if id(node) in visited or isinstance(node, yaml.ScalarNode):
+        return
+    visited.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        parts = node.value
+    else:
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        seen = set()
+        for key in keys:
+            if (key.tag, key.value) in seen:
+                raise UserError(
+                    f"{name}, line {key.start_mark.line + 1}: the key '{key.value}' stands here a second time."
+                )
+            seen.add((key.tag, key.value))
+        parts = [part for pair in node.value for part in pair]
+    for part in parts:
+        _check_keys(part, name, visited)
 
 
 def load_yaml(path: Path) -> dict[str, Any]:

@@ -1,10 +1,9 @@
 """One run: a method on a task, resolved before any weights are touched, then trained or loaded, scored and recorded."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +27,11 @@ from gradmem_bench.errors import UserError, did_you_mean
 from gradmem_bench.loading import load_backbone
 from gradmem_bench.methods.base import Footprint, MemoryMethod
 from gradmem_bench.registry import Entry, load_object, located, method_recipe
-from gradmem_bench.tasks.base import Document, Split, Task
-from gradmem_bench.tasks.batching import encode_documents
+from gradmem_bench.tasks.base import Split, Task
 from gradmem_bench.tasks.declaration import load_task
+from gradmem_bench.tasks.lengths import Lengths, asked_tokens, context_lengths
 
 _SECTIONS = ("backbone", "task", "training")
-_PROBED_DOCUMENTS = 200
-"""How many contexts are measured to say what a state will cost before anything is run."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +149,8 @@ class Plan:
 
 
 class Known:
-    """What several plans have in common and is read but once: tasks with their documents, and backbones' shapes."""
+    """What several plans have in common and is read but once: tasks with their documents and how long those are, and
+    backbones' shapes."""
 
     def __init__(self) -> None:
         self._made: dict[str, Any] = {}
@@ -162,8 +160,18 @@ class Known:
 
     def shape(self, config: BackboneConfig, task: Task) -> Backbone:
         """On the meta device, where no seed makes a difference."""
-        key = [config.model_dump(), str(task.path), task.declaration.get(task.settings_key)]
-        return self._once(key, lambda: load_backbone(config, task.tokenizer(), "meta", 0))
+        return self._once(self._pair(config, task), lambda: load_backbone(config, task.tokenizer(), "meta", 0))
+
+    def lengths(self, config: BackboneConfig, task: Task, limit: int | None) -> Lengths:
+        key = ["lengths", *self._pair(config, task), limit]
+        return self._once(key, lambda: context_lengths(task, self.shape(config, task), limit))
+
+    def asked(self, config: BackboneConfig, task: Task) -> int:
+        return self._once(["asked", *self._pair(config, task)], lambda: asked_tokens(task, self.shape(config, task)))
+
+    @staticmethod
+    def _pair(config: BackboneConfig, task: Task) -> list[Any]:
+        return [config.model_dump(), str(task.path), task.declaration.get(task.settings_key)]
 
     def _once(self, key: list[Any], make: Callable[[], Any]) -> Any:
         name = fingerprint(key)
@@ -264,19 +272,20 @@ def resolve(method: Entry, task: Entry, options: Options, known: Known | None = 
         skeleton = method_class(shape, parameters)
     if checkpoint is not None:
         checkpoints.check_shapes(skeleton, checkpoint)
-    limit = max_context_tokens(method_class, parameters, loaded_task, shape)
+    limit = longest_context(method_class, parameters, shape, known.asked(backbone, loaded_task))
     if limit < 1:
         raise UserError(
             f"{shape.max_positions} positions of {backbone.name} leave no room for a context beside memory and answer."
         )
-    mean, longest, size = _context_lengths(loaded_task, shape, options.limit)
-    if longest > limit and not loaded_task.truncate_contexts:
+    lengths = known.lengths(backbone, loaded_task, options.limit)
+    if lengths.longest > limit and not loaded_task.truncate_contexts:
         raise UserError(
-            f"A context of {loaded_task.name} has {longest} tokens, but {recipe.name} has room for {limit} in the "
-            f"{shape.max_positions} positions of {backbone.name}; take a backbone with more, or set "
+            f"A context of {loaded_task.name} has {lengths.longest} tokens, but {recipe.name} has room for {limit} in "
+            f"the {shape.max_positions} positions of {backbone.name}; take a backbone with more, or set "
             "truncate_contexts: true in the task's metadata."
         )
-    footprint = method_class.footprint(parameters, shape, min(longest, limit), size)
+    longest = min(lengths.longest, limit)
+    footprint = method_class.footprint(parameters, shape, longest, lengths.bytes)
     if footprint.vectors == ():
         budget = budget.model_copy(update={"state_dtype": "float32"})
     footprint = footprint.stored(budget.state_dtype)
@@ -297,7 +306,7 @@ def resolve(method: Entry, task: Entry, options: Options, known: Known | None = 
         training=training,
         options=options,
         checkpoint=checkpoint,
-        context_tokens=(mean, min(longest, limit)),
+        context_tokens=(lengths.mean, longest),
         footprint=footprint,
         budget=budget,
         fitted={key: value for key, value in parameters.model_dump().items() if value != before[key]},
@@ -350,19 +359,6 @@ def curriculum_tasks(task: Task, training: TrainingConfig) -> list[Task]:
     return [load_task(task.path, merge(settings, stage.task)) for stage in training.curriculum]
 
 
-def max_context_tokens(
-    method_class: type[MemoryMethod], parameters: StrictModel, task: Task, backbone: Backbone
-) -> int:
-    """The longest context for which WRITE, and READ with query and answer, stay within the backbone's positions."""
-    sample = task.documents("test")[:_PROBED_DOCUMENTS]
-    encoded = encode_documents(sample, task, backbone)
-    # A quarter more than the longest seen: not every query is looked at.
-    longest = max(len(query) for document in encoded for query in document.queries)
-    written = [ids for document in encoded for ids in (*document.targets, *chain.from_iterable(document.choices))]
-    answer = max(task.max_new_tokens, max(len(ids) + 1 for ids in written))
-    return longest_context(method_class, parameters, backbone, longest + longest // 4 + answer)
-
-
 def longest_context(method_class: type[MemoryMethod], parameters: StrictModel, backbone: Backbone, asked: int) -> int:
     """The most context tokens for which WRITE, and READ with `asked` tokens behind it, fit the backbone's positions."""
 
@@ -375,26 +371,3 @@ def longest_context(method_class: type[MemoryMethod], parameters: StrictModel, b
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
-
-
-def _check_answers(task: Task, backbone: Backbone, documents: Sequence[Document]) -> None:
-    """Refuses a tokenizer that cannot write the task's answers; every method would score zero behind it."""
-    answers = [query.targets[0] for document in documents for query in document.queries]
-    unknown = backbone.tokenizer.unk_token_id
-    foreign = [answer for answer, ids in zip(answers, backbone.encode(answers), strict=True) if unknown in ids]
-    # An answer here and there is foreign to many a tokenizer.
-    if len(foreign) > len(answers) / 2:
-        raise UserError(
-            f"The tokenizer of {backbone.identity['name']} cannot write '{foreign[0]}' and {len(foreign) - 1} more of "
-            f"{len(answers)} answers of {task.name}; take another --backbone, or name a tokenizer for a random one "
-            "with --set backbone.tokenizer=FOLDER."
-        )
-
-
-def _context_lengths(task: Task, backbone: Backbone, limit: int | None) -> tuple[float, int, int]:
-    """Mean and longest in tokens, and the longest in bytes, of a sample of the reported split."""
-    sample: Sequence[Document] = task.documents("test")[: min(_PROBED_DOCUMENTS, limit or _PROBED_DOCUMENTS)]
-    contexts = backbone.encode_contexts([document.context for document in sample])
-    _check_answers(task, backbone, sample)
-    lengths = [len(ids) for ids in contexts]
-    return sum(lengths) / len(lengths), max(lengths), max(len(document.context.encode()) for document in sample)

@@ -69,6 +69,19 @@ class Maker:
                     f"{run.name} starts from a checkpoint of {run.start.name} that is not here; name another --output, "
                     "and that run is made again."
                 )
+        return self._resolved(run, load)
+
+    def refused(self, runs: Sequence[Run]) -> dict[str, int]:
+        """Why runs cannot be made, each with how many they are, as far as it shows before anything is trained."""
+        reasons: dict[str, int] = {}
+        for run in runs:
+            try:
+                self._resolved(run, None)
+            except UserError as error:
+                reasons[str(error)] = reasons.get(str(error), 0) + 1
+        return reasons
+
+    def _resolved(self, run: Run, load: Path | None) -> Plan:
         options = Options(
             backbone=run.backbone,
             settings=run.assignments(),

@@ -14,7 +14,7 @@ from gradmem_bench.backbone import Backbone
 from gradmem_bench.config import Budget
 from gradmem_bench.errors import UserError
 from gradmem_bench.evaluation import Evaluator
-from gradmem_bench.experiment import Plan, curriculum_tasks, max_context_tokens
+from gradmem_bench.experiment import Plan, curriculum_tasks, longest_context
 from gradmem_bench.loading import load_backbone, tokenizer_text, weights_hash
 from gradmem_bench.measurement import capacity, measure, measured_footprint
 from gradmem_bench.methods.base import MemoryMethod
@@ -42,6 +42,7 @@ from gradmem_bench.results import (
 from gradmem_bench.swap import swap_test
 from gradmem_bench.tasks.base import Task
 from gradmem_bench.tasks.batching import EncodedDocument, encode_documents
+from gradmem_bench.tasks.lengths import asked_tokens
 from gradmem_bench.training import PROGRESS_FILE, Progress, Trainer, TrainingStage
 
 _SWAPPED_DOCUMENTS = 64
@@ -208,7 +209,7 @@ def _stages(plan: Plan, backbone: Backbone) -> list[TrainingStage]:
     """The curriculum's tasks and, last, the task itself; each with a validation set of its own."""
 
     def stage(task: Task, until: float | None, steps: int | None) -> TrainingStage:
-        room = max_context_tokens(plan.method_class, plan.parameters, task, backbone)
+        room = longest_context(plan.method_class, plan.parameters, backbone, asked_tokens(task, backbone))
         held_out = task.documents("validation")[: plan.training.validation_contexts]
         return TrainingStage(
             task, task.documents("train"), encode_documents(held_out, task, backbone, room), room, until, steps

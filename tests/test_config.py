@@ -95,7 +95,7 @@ def test_one_key_in_two_mappings_and_a_merge_key_are_no_repeats():
     [
         (b"a: [1, 2\nb: 3\n", "line 2 is not valid YAML"),
         (b"{[1, 2]: 3}\n", "line 1 is not valid YAML: found unhashable key"),
-        (b"a: \x01\n", "is not valid YAML: special characters are not allowed"),
+        (b"a: \x01\n", "is not valid YAML: control characters are not allowed"),
         (b"a: 2026-13-45\n", "is not valid YAML: month must be in 1..12"),
         (b"a: \xff\n", "is not UTF-8 text: invalid start byte at byte 3"),
         (b"- a\n- b\n", "holds list, but a mapping"),

@@ -63,7 +63,7 @@ def reproduce(
     archive = Archive(find_records([output]) if output.exists() else {})
     if dry_run:
         for experiment, size in wanted:
-            _list(console, experiment, scale, size, archive, output)
+            _list(console, experiment, scale, size, archive, output, torch_device(device))
         return
     answered = [
         _answer(console, experiment, scale, size, archive, output, torch_device(device)) for experiment, size in wanted
@@ -113,12 +113,19 @@ def _answer(
 
 
 def _list(
-    console: "Console", experiment: "Experiment", name: str, scale: "Scale", archive: "Archive", output: Path
+    console: "Console",
+    experiment: "Experiment",
+    name: str,
+    scale: "Scale",
+    archive: "Archive",
+    output: Path,
+    device: str,
 ) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from gradmem_bench.reproducing import unmeasured
+    from gradmem_bench.reporting.progress import RunDisplay
+    from gradmem_bench.reproducing import Maker, unmeasured
     from gradmem_bench.reproduction import estimated_seconds, expand, missing
 
     runs = expand(scale)
@@ -147,6 +154,11 @@ def _list(
         seconds, unknown = estimated_seconds(absent)
         note = f", and {unknown} trainings whose time was not measured" if unknown else ""
         console.print(f"{len(absent)} of {len(runs)} runs to make: about {seconds / 60:.0f} min{note}.")
+        display = RunDisplay(console)
+        with display.working("whether each can be made"):
+            refused = Maker(output, archive, device, display).refused(absent)
+        for reason, count in refused.items():
+            console.print(Text(f"{count} of them cannot be made: {reason}", style="red"))
     if scale.benchmark:
         left = unmeasured(scale, output / "performance")
         for call in scale.benchmark:

@@ -1,0 +1,60 @@
+"""How long a task's contexts, queries and answers are, told from a sample before anything is run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from gradmem_bench.backbone import Backbone
+from gradmem_bench.errors import UserError
+from gradmem_bench.tasks.base import Document, Task
+from gradmem_bench.tasks.batching import encode_documents
+
+_SAMPLE = 200
+"""Documents of the reported split that are looked at."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Of the sampled contexts, in a backbone's tokens."""
+
+    mean: float
+    longest: int
+    bytes: int
+    """Of UTF-8, of the context that has the most."""
+
+
+def context_lengths(task: Task, backbone: Backbone, limit: int | None) -> Lengths:
+    """Those of the first contexts of the reported split.
+
+    Raises:
+        UserError: the tokenizer cannot write most of their answers.
+    """
+    sample: Sequence[Document] = task.documents("test")[: min(_SAMPLE, limit or _SAMPLE)]
+    contexts = backbone.encode_contexts([document.context for document in sample])
+    _check_answers(task, backbone, sample)
+    lengths = [len(ids) for ids in contexts]
+    size = max(len(document.context.encode()) for document in sample)
+    return Lengths(sum(lengths) / len(lengths), max(lengths), size)
+
+
+def asked_tokens(task: Task, backbone: Backbone) -> int:
+    """Tokens to keep free for a query and its answer."""
+    encoded = encode_documents(task.documents("test")[:_SAMPLE], task, backbone)
+    # A quarter more than the longest seen: not every query is looked at.
+    longest = max(len(query) for document in encoded for query in document.queries)
+    written = [ids for document in encoded for ids in (*document.targets, *chain.from_iterable(document.choices))]
+    return longest + longest // 4 + max(task.max_new_tokens, max(len(ids) + 1 for ids in written))
+
+
+def _check_answers(task: Task, backbone: Backbone, documents: Sequence[Document]) -> None:
+    """Refuses a tokenizer that cannot write the task's answers; every method would score zero behind it."""
+    answers = [query.targets[0] for document in documents for query in document.queries]
+    unknown = backbone.tokenizer.unk_token_id
+    foreign = [answer for answer, ids in zip(answers, backbone.encode(answers), strict=True) if unknown in ids]
+    # An answer here and there is foreign to many a tokenizer.
+    if len(foreign) > len(answers) / 2:
+        raise UserError(
+            f"The tokenizer of {backbone.identity['name']} cannot write '{foreign[0]}' and {len(foreign) - 1} more of "
+            f"{len(answers)} answers of {task.name}; take another --backbone, or name a tokenizer for a random one "
+            "with --set backbone.tokenizer=FOLDER."
+        )
