@@ -87,7 +87,7 @@ class Evaluator:
     def write_state(self, contexts: Tokens) -> MemoryState:
         """WRITE itself: B contexts in, B states out."""
         with self.autocast():
-            return self.method.write(contexts)
+            return self.method.states(contexts)
 
     def write(self, documents: Sequence[EncodedDocument], reconstruct: bool = True) -> Written:
         """Contexts in, bytes out; the contexts go no further."""

@@ -14,7 +14,7 @@ from gradmem_bench.loading import load_backbone
 from gradmem_bench.methods.truncated_text import TruncatedText, TruncatedTextParameters
 from gradmem_bench.state import MemoryState
 from gradmem_bench.tasks.base import Document, Query
-from gradmem_bench.tasks.batching import encode_documents
+from gradmem_bench.tasks.batching import encode_documents, training_batch
 
 TASK = key_value_task(
     dataset_kwargs={"pairs": 3, "value_length": 3, "alphabet": 6}, metadata={"normalize_answers": False},
@@ -33,6 +33,31 @@ def documents(on):
 
 def rows_of(evaluator, encoded) -> dict:
     return {row.example_id: row for batch in evaluator.batches(encoded) for row in evaluator.rows(batch)}
+
+
+@pytest.mark.parametrize(
+    ("written", "sentence"),
+    [
+        (torch.zeros(2, 4), "TruncatedText.write gave Tensor, and no MemoryState."),
+        (
+            MemoryState({"text": torch.zeros(2, 7)}),
+            r"gave 'text' of shape \(2, 7\) for 3 contexts, over which the",
+        ),
+    ],
+    ids=["no state", "two rows"],
+)
+def test_states_of_another_number_of_contexts_are_refused(written, sentence):
+    class Wrong(TruncatedText):
+        def write(self, contexts):
+            return written
+
+    Wrong.__name__ = "TruncatedText"
+    on = backbone("llama")
+    method = Wrong(on, TruncatedTextParameters())
+    with pytest.raises(UserError, match=sentence):
+        Evaluator(method, TASK, batch_size=3).write(documents(on)[:3])
+    with pytest.raises(UserError, match=sentence):
+        method.loss(training_batch(documents(on)[:3], on.end_id))
 
 
 @pytest.mark.parametrize("name", ["full_kv", "truncated_text", "no_memory"])

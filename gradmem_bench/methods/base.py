@@ -104,6 +104,19 @@ class MemoryMethod(nn.Module, ABC):
     def read(self, state: MemoryState) -> Prefix:
         """What stands before the query, from the state alone."""
 
+    def states(self, contexts: Tokens) -> MemoryState:
+        """What `write` makes of B contexts; raises UserError where that is not B states."""
+        state, name = self.write(contexts), type(self).__name__
+        if not isinstance(state, MemoryState):
+            raise UserError(f"{name}.write gave {type(state).__name__}, and no MemoryState.")
+        for part, tensor in state.tensors.items():
+            if len(tensor) != len(contexts):
+                raise UserError(
+                    f"{name}.write gave '{part}' of shape {tuple(tensor.shape)} for {len(contexts)} contexts, over "
+                    "which the first dimension has to run."
+                )
+        return state
+
     def loss(self, batch: Batch) -> Loss:
         """Write once, read for every query: the mean cross-entropy (nats) over the tokens of all targets.
 
@@ -118,7 +131,7 @@ class MemoryMethod(nn.Module, ABC):
 
     def _share(self, part: Batch, target_tokens: Tensor, contexts: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """What a part of a batch adds to the means over all of its target tokens, and of its contexts."""
-        state = self.write(part.contexts)
+        state = self.states(part.contexts)
         mean = self.backbone.target_loss(self.read(state).select(part.context_of), part.queries, part.targets)
         answer = mean * part.targets.mask.sum() / target_tokens
         weight = getattr(self.settings, "reconstruction_weight", 0.0)
