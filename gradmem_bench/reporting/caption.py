@@ -101,8 +101,9 @@ def _what(rows: dict[str, Row]) -> Iterable[str]:
     where = f"{source.location}, hash {(source.content_hash or 'none')[:12]}"
     where += f", revision {source.revision[:12]}" if source.revision else ""
     how = "under SQuAD’s normalisation" if task.normalized_answers else "letter by letter"
+    first = "the first " if task.limit == task.contexts else ""
     yield (
-        f"{task.name} version {task.version}, {task.split} split: {task.queries:,} queries on {task.contexts:,} "
+        f"{task.name} version {task.version}, {task.split} split: {task.queries:,} queries on {first}{task.contexts:,} "
         f"contexts ({where}); answers compared {how}."
     )
     yield f"Backbone {_described(backbone)}."

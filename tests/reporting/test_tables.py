@@ -19,9 +19,15 @@ def test_rows_stand_from_ceiling_to_floor_and_are_normalised_between_them():
     scores = [row.normalized_score for row in table.rows]
     assert scores == pytest.approx([1, (473 - 34) / 477, (391 - 34) / 477, (261 - 34) / 477, 0])
     assert "floor no_memory 0.066, ceiling full_kv 0.998" in caption(table)
-    assert "512 queries on 128 contexts (generated, hash 9e8d7c6b5a9e)" in caption(table)
+    assert "512 queries on the first 128 contexts (generated, hash 9e8d7c6b5a9e)" in caption(table)
     assert "Seeds were not varied (seed 0): those intervals say nothing of another seed." in table.caption
     assert "Not trained alike: steps 400 to 1,000." in table.caption
+
+
+def test_a_caption_tells_the_whole_split_from_its_first_contexts():
+    whole = [changed(record, task=changed(record.task, limit=None)) for record in demo_records()]
+    [table] = comparison(whole)
+    assert "512 queries on 128 contexts (" in caption(table)
 
 
 @pytest.mark.parametrize("width", [80, 100, 120, 160])
