@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -74,11 +75,12 @@ class Maker:
     def refused(self, runs: Sequence[Run]) -> dict[str, int]:
         """Why runs cannot be made, each with how many they are, as far as it shows before anything is trained."""
         reasons: dict[str, int] = {}
-        for run in runs:
+        counts = Counter(run.row for run in runs)
+        for run, count in {one.row: (one, counts[one.row]) for one in runs}.values():
             try:
                 self._resolved(run, None)
             except UserError as error:
-                reasons[str(error)] = reasons.get(str(error), 0) + 1
+                reasons[str(error)] = reasons.get(str(error), 0) + count
         return reasons
 
     def _resolved(self, run: Run, load: Path | None) -> Plan:

@@ -1,6 +1,7 @@
 """Figures from their experiments: which runs, in which order, from which checkpoint, and what is said of them."""
 
 import json
+import re
 from io import StringIO
 from pathlib import Path
 
@@ -180,6 +181,13 @@ def test_runs_come_after_those_they_start_from_and_share_a_training():
     # Two trainings of a minute each; the times of the others were not measured.
     assert estimated_seconds(runs) == (120, 2)
     assert "gradmem.inner_steps=1" in runs[0].assignments() and "task.pairs=2" in runs[0].assignments()
+
+
+def test_a_plan_of_several_figures_counts_a_training_once():
+    told = " ".join(command("reproduce", "fig4", "--dry-run").output.split())
+    first, second = re.findall(r"48 of 48 runs to make: (about \d+ min(?:; .*? above)?)\.", told)
+    assert second == "about 0 min; 12 of their trainings are counted above"
+    assert first != "about 0 min" and f"All figures: {first}." in told
 
 
 def test_a_start_that_no_run_has_is_refused():

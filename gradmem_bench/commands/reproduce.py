@@ -62,8 +62,11 @@ def reproduce(
             console.print(f"{one.figure} has no scale {scale}, only {', '.join(one.scales)}.", style="dim")
     archive = Archive(find_records([output]) if output.exists() else {})
     if dry_run:
+        listed: list[Run] = []
         for experiment, size in wanted:
-            _list(console, experiment, scale, size, archive, output, torch_device(device))
+            listed += _list(console, experiment, scale, size, archive, output, torch_device(device), listed)
+        if len(wanted) > 1:
+            console.print(f"All figures: {_time_of(listed)}.")
         return
     answered = [
         _answer(console, experiment, scale, size, archive, output, torch_device(device)) for experiment, size in wanted
@@ -120,15 +123,17 @@ def _list(
     archive: "Archive",
     output: Path,
     device: str,
-) -> None:
+    before: "list[Run]",
+) -> "list[Run]":
+    """Shows what a figure is made of; the runs that are missing. Trainings of `before` are counted there."""
     from rich.table import Table
     from rich.text import Text
 
     from gradmem_bench.reporting.progress import RunDisplay
     from gradmem_bench.reproducing import Maker, unmeasured
-    from gradmem_bench.reproduction import estimated_seconds, expand, missing
+    from gradmem_bench.reproduction import expand, missing
 
-    runs = expand(scale)
+    runs, counted = expand(scale), {run.training for run in before}
     absent = missing(runs, archive)
     console.print(Text(f"{experiment.figure} · {experiment.title} · scale {name}", style="bold"))
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
@@ -143,7 +148,8 @@ def _list(
         rows.setdefault((run.name, run.task, setting, start), []).append(run)
     for (label, task, setting, start), own in rows.items():
         seeds = " ".join(map(str, dict.fromkeys(run.seed for run in own)))
-        to_train = len({run.training for run in own} - {run.training for run in own if run not in absent})
+        trained = {run.training for run in own if run not in absent} | counted
+        to_train = len({run.training for run in own} - trained)
         there = len(own) - sum(run in absent for run in own)
         steps = own[0].settings.get("training.steps")
         trainings = f"{to_train} of {steps} steps" if to_train and steps else str(to_train)
@@ -151,9 +157,10 @@ def _list(
         table.add_row(*map(Text, (label, task, setting, seeds, start, trainings, evaluations)))
     if runs:
         console.print(table)
-        seconds, unknown = estimated_seconds(absent)
-        note = f", and {unknown} trainings whose time was not measured" if unknown else ""
-        console.print(f"{len(absent)} of {len(runs)} runs to make: about {seconds / 60:.0f} min{note}.")
+        shared = len({run.training for run in absent} & counted)
+        above = f"; {shared} of their trainings are counted above" if shared else ""
+        own = [run for run in absent if run.training not in counted]
+        console.print(f"{len(absent)} of {len(runs)} runs to make: {_time_of(own)}{above}.")
         display = RunDisplay(console)
         with display.working("whether each can be made"):
             refused = Maker(output, archive, device, display).refused(absent)
@@ -167,3 +174,12 @@ def _list(
         console.print(f"{len(left)} of {len(scale.benchmark)} measurements to make, whose time was not measured.")
     console.print(Text(scale.about, style="dim"))
     console.print()
+    return absent
+
+
+def _time_of(runs: "list[Run]") -> str:
+    from gradmem_bench.reproduction import estimated_seconds
+
+    seconds, unknown = estimated_seconds(runs)
+    note = f", and {unknown} trainings whose time was not measured" if unknown else ""
+    return f"about {seconds / 60:.0f} min{note}"
