@@ -49,7 +49,7 @@ class GradMemParameters(VectorParameters):
     """K at evaluation; `None` is the K of training. Paper: that, and 0 to 30 in its figure 4."""
     inner_learning_rate: float = Field(default=0.4, gt=0)
     """α, the step size on the mean loss per context token; eq. 4 of the paper sums, so that its α is this over |C|.
-    Paper: the best of [0.01, 10] for each K; 0.04 to 0.12 in the key-value scripts, 0.4 on text."""
+    Paper: the best of [0.01, 10] for each K; 0.04 to 0.12 in the key-value scripts, 0.03 to 0.4 on text."""
     learned_inner_learning_rate: Literal["none", "one", "per_step", "per_vector"] = "none"
     """Whether α is learned, and how many there are: on a logarithmic scale, from `inner_learning_rate` on. Steps beyond
     those of training take the last one's; with fast weights, `per_vector` has one for each of their rows as well.
