@@ -16,7 +16,7 @@ from gradmem_bench.metrics import METRICS
 from gradmem_bench.reconstruction import PARTS_FILE, token_parts
 from gradmem_bench.registry import recipe_folder
 from gradmem_bench.reporting.comparison import comparison
-from gradmem_bench.reporting.reproductions import Line, heat_map_report, rows_report
+from gradmem_bench.reporting.reproductions import Line, _grid, heat_map_report, rows_report
 from gradmem_bench.reproduction import (
     SCALES,
     Archive,
@@ -231,6 +231,13 @@ def test_what_is_shown_fits_80_columns_and_says_what_is_missing(made):
     assert "RMT ×1       pairs 4             missing" in text
     assert "missing (1): There is no method 'rtm'" in text and "'rmt'" in text
     assert (output / "smoke-tiny.png").exists() and (output / "smoke-tiny.svg").exists()
+
+
+def test_a_number_stays_in_one_line_beside_a_long_name():
+    file = StringIO()
+    row = ["A method of rather a long name, cached", "pairs 16, K 30", "0.968 [0.96, 0.98]", "1.000 [1.00, 1.00]", "–"]
+    Console(file=file, width=80).print(_grid(["method", "setting", "ours", "paper", "difference"], [row]))
+    assert "0.968 [0.96, 0.98]  1.000 [1.00, 1.00]" in file.getvalue()
 
 
 def test_what_is_there_is_not_made_again(made):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 NOTHING = "–"
 _STEPS = "evaluation_inner_steps"
+_ONE_LINE = len("0.123 [0.12, 0.12]")
 
 
 @dataclass
@@ -104,7 +105,9 @@ def _with(value: float | None, interval: tuple[float | None, float | None] | Non
 def _grid(headers: Iterable[str], rows: Iterable[Sequence[str]], left: int = 2) -> Table:
     grid = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), collapse_padding=True)
     for index, header in enumerate(headers):
-        grid.add_column(Text(header), justify="left" if index < left else "right", overflow="fold")
+        # A number with its interval is read in one line; a list of many seeds may take several.
+        whole = index >= left and max(map(len, (row[index] for row in rows)), default=0) <= _ONE_LINE
+        grid.add_column(Text(header), justify="left" if index < left else "right", overflow="fold", no_wrap=whole)
     for row in rows:
         grid.add_row(*(Text(cell) for cell in row))
     return grid
