@@ -27,19 +27,20 @@ class Maker:
         output: where runs are kept.
         archive: what is there already; each new record is added to it.
         device: `cpu` or `cuda`.
-
-    Attributes:
-        reasons: why runs could not be made, one entry a run.
     """
 
     def __init__(self, output: Path, archive: Archive, device: str, display: RunDisplay) -> None:
         self.output, self.archive, self.device, self.display = output, archive, device, display
-        self.reasons: list[str] = []
         self._known = Known()
         self._unreadable: dict[tuple[str, str], str] = {}
 
-    def make(self, runs: Sequence[Run]) -> None:
-        """Makes runs in their order; one that cannot be made has its reason noted, and the others go on."""
+    def make(self, runs: Sequence[Run]) -> Counter[str]:
+        """Makes runs in their order, and goes on where one cannot be made.
+
+        Returns:
+            Why runs could not be made, each with how many they are.
+        """
+        reasons: Counter[str] = Counter()
         for number, run in enumerate(runs, start=1):
             try:
                 plan = self.plan(run)
@@ -48,11 +49,11 @@ class Maker:
                 self.display.note(f"{run.name} · {told + ' · ' if told else ''}seed {run.seed}")
                 record = perform(plan, self.output, self.display)
             except UserError as error:
-                known = str(error) in self.reasons
-                self.reasons.append(str(error))
-                self.display.note("missing, as before" if known else f"missing: {error}")
+                reasons[str(error)] += 1
+                self.display.note("missing, as before" if reasons[str(error)] > 1 else f"missing: {error}")
                 continue
             self.archive.records[plan.folder(self.output) / "run.json"] = record
+        return reasons
 
     def plan(self, run: Run) -> Plan:
         """The run as `gradmem-bench run` would plan it.
@@ -72,15 +73,15 @@ class Maker:
                 )
         return self._resolved(run, load)
 
-    def refused(self, runs: Sequence[Run]) -> dict[str, int]:
-        """Why runs cannot be made, each with how many they are, as far as it shows before anything is trained."""
-        reasons: dict[str, int] = {}
+    def refused(self, runs: Sequence[Run]) -> Counter[str]:
+        """What `make` would return, as far as it shows before anything is trained."""
+        reasons: Counter[str] = Counter()
         counts = Counter(run.row for run in runs)
-        for run, count in {one.row: (one, counts[one.row]) for one in runs}.values():
+        for run in {one.row: one for one in runs}.values():
             try:
                 self._resolved(run, None)
             except UserError as error:
-                reasons[str(error)] = reasons.get(str(error), 0) + count
+                reasons[str(error)] += counts[run.row]
         return reasons
 
     def _resolved(self, run: Run, load: Path | None) -> Plan:

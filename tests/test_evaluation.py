@@ -38,7 +38,7 @@ def rows_of(evaluator, encoded) -> dict:
 @pytest.mark.parametrize(
     ("written", "sentence"),
     [
-        (torch.zeros(2, 4), "TruncatedText.write gave Tensor, and no MemoryState."),
+        (torch.zeros(2, 4), "Wrong.write gave Tensor, and no MemoryState."),
         (
             MemoryState({"text": torch.zeros(2, 7)}),
             r"gave 'text' of shape \(2, 7\) for 3 contexts, over which the",
@@ -51,7 +51,6 @@ def test_states_of_another_number_of_contexts_are_refused(written, sentence):
         def write(self, contexts):
             return written
 
-    Wrong.__name__ = "TruncatedText"
     on = backbone("llama")
     method = Wrong(on, TruncatedTextParameters())
     with pytest.raises(UserError, match=sentence):

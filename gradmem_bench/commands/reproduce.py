@@ -12,7 +12,8 @@ from gradmem_bench.commands.options import Device, RunDevice, torch_device
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from gradmem_bench.reproduction import Archive, Experiment, Run, Scale
+    from gradmem_bench.reproducing import Maker
+    from gradmem_bench.reproduction import Experiment, Run, Scale
 
 
 class ScaleName(StrEnum):
@@ -53,6 +54,8 @@ def reproduce(
     wanted = [(one, scale_of(one, scale)) for one in having]
     from rich.console import Console
 
+    from gradmem_bench.reporting.progress import RunDisplay
+    from gradmem_bench.reproducing import Maker
     from gradmem_bench.reproduction import Archive
     from gradmem_bench.results import find_records
 
@@ -61,44 +64,34 @@ def reproduce(
         if one not in having:
             console.print(f"{one.figure} has no scale {scale}, only {', '.join(one.scales)}.", style="dim")
     archive = Archive(find_records([output]) if output.exists() else {})
+    maker = Maker(output, archive, torch_device(device), RunDisplay(console))
     if dry_run:
         listed: list[Run] = []
         for experiment, size in wanted:
-            listed += _list(console, experiment, scale, size, archive, output, torch_device(device), listed)
+            listed += _list(console, experiment, scale, size, maker, listed)
         if len(wanted) > 1:
             console.print(f"All figures: {_time_of(listed)}.")
         return
-    answered = [
-        _answer(console, experiment, scale, size, archive, output, torch_device(device)) for experiment, size in wanted
-    ]
+    answered = [_answer(console, experiment, scale, size, maker) for experiment, size in wanted]
     if not any(answered):
         raise typer.Exit(1)
 
 
-def _answer(
-    console: "Console",
-    experiment: "Experiment",
-    name: str,
-    scale: "Scale",
-    archive: "Archive",
-    output: Path,
-    device: str,
-) -> bool:
+def _answer(console: "Console", experiment: "Experiment", name: str, scale: "Scale", maker: "Maker") -> bool:
     """Makes and shows one figure; whether it has any number of ours."""
     from gradmem_bench.plotting.parts import save
     from gradmem_bench.plotting.reproductions import picture
     from gradmem_bench.registry import recipe_folder
-    from gradmem_bench.reporting.progress import RunDisplay
     from gradmem_bench.reporting.reproductions import lines, report
-    from gradmem_bench.reproducing import Maker, benchmark
+    from gradmem_bench.reproducing import benchmark
     from gradmem_bench.reproduction import expand, missing, paper_figure
 
-    maker = Maker(output, archive, device, RunDisplay(console))
+    archive, output = maker.archive, maker.output
     runs = expand(scale)
-    maker.make(missing(runs, archive))
+    reasons = maker.make(missing(runs, archive))
     if experiment.report == "losses":
         maker.measure_parts(runs)
-    reasons = Counter(maker.reasons) | Counter(benchmark(scale, output / "performance", device))
+    reasons |= Counter(benchmark(scale, output / "performance", maker.device))
     paper = paper_figure(experiment.paper or experiment.figure)
     table = lines(experiment, runs, archive, paper)
     performance = [recipe_folder("paper").parent / "performance", output / "performance"]
@@ -116,25 +109,17 @@ def _answer(
 
 
 def _list(
-    console: "Console",
-    experiment: "Experiment",
-    name: str,
-    scale: "Scale",
-    archive: "Archive",
-    output: Path,
-    device: str,
-    before: "list[Run]",
+    console: "Console", experiment: "Experiment", name: str, scale: "Scale", maker: "Maker", before: "list[Run]"
 ) -> "list[Run]":
     """Shows what a figure is made of; the runs that are missing. Trainings of `before` are counted there."""
     from rich.table import Table
     from rich.text import Text
 
-    from gradmem_bench.reporting.progress import RunDisplay
-    from gradmem_bench.reproducing import Maker, unmeasured
+    from gradmem_bench.reproducing import unmeasured
     from gradmem_bench.reproduction import expand, missing
 
     runs, counted = expand(scale), {run.training for run in before}
-    absent = missing(runs, archive)
+    absent = missing(runs, maker.archive)
     console.print(Text(f"{experiment.figure} · {experiment.title} · scale {name}", style="bold"))
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
     for header in ("name", "task", "setting", "seeds", "starts from", "to train", "runs"):
@@ -161,13 +146,12 @@ def _list(
         above = f"; {shared} of their trainings are counted above" if shared else ""
         own = [run for run in absent if run.training not in counted]
         console.print(f"{len(absent)} of {len(runs)} runs to make: {_time_of(own)}{above}.")
-        display = RunDisplay(console)
-        with display.working("whether each can be made"):
-            refused = Maker(output, archive, device, display).refused(absent)
+        with maker.display.working("whether each can be made"):
+            refused = maker.refused(absent)
         for reason, count in refused.items():
             console.print(Text(f"{count} of them cannot be made: {reason}", style="red"))
     if scale.benchmark:
-        left = unmeasured(scale, output / "performance")
+        left = unmeasured(scale, maker.output / "performance")
         for call in scale.benchmark:
             there = "" if call in left else "  (there)"
             console.print(Text(f"python benchmarks/meta_gradient.py {' '.join(call)}{there}"))
