@@ -165,5 +165,7 @@ def _time_of(runs: "list[Run]") -> str:
     from gradmem_bench.reproduction import estimated_seconds
 
     seconds, unknown = estimated_seconds(runs)
-    note = f", and {unknown} trainings whose time was not measured" if unknown else ""
-    return f"about {seconds / 60:.0f} min{note}"
+    parts = [f"about {seconds / 60:.0f} min"] if seconds or not unknown else []
+    if unknown:
+        parts.append(f"{unknown} training{'s' if unknown > 1 else ''} whose time was not measured")
+    return ", and ".join(parts)
