@@ -227,13 +227,18 @@ class Backbone(nn.Module):
             The last hidden states of every position that was run: (B, P + T, d) behind embeddings, (B, T, d) behind
             a cache or nothing; and the cache.
         Raises:
-            UserError: a row is longer than the model has positions.
+            UserError: a row is longer than the model has positions, or the prefix has another width.
         """
         past = DynamicCache() if keep_cache and not self.recurrent else None
         whole_mask, memory = mask, None
         if prefix is not None:
             whole_mask, memory = torch.cat([prefix.mask, mask], dim=1), prefix.layer_memory
             if prefix.cache is None:
+                if prefix.embeddings.shape[-1] != self.width:
+                    raise UserError(
+                        f"The vectors before the query have {prefix.embeddings.shape[-1]} numbers each, and the "
+                        f"backbone's embeddings have {self.width}."
+                    )
                 embeddings = torch.cat([prefix.embeddings.to(embeddings.dtype), embeddings], dim=1)
             else:
                 past = prefix.cache if self.recurrent else DynamicCache(ddp_cache_data=prefix.cache)

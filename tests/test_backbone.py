@@ -125,6 +125,13 @@ def test_a_prefix_is_embeddings_or_a_cache():
         Prefix(mask, embeddings=torch.zeros(1, 2, 4), cache=())
 
 
+def test_vectors_of_another_width_are_named():
+    on = backbone("llama")
+    prefix = Prefix(torch.ones(1, 2, dtype=torch.bool), embeddings=torch.zeros(1, 2, on.width + 1))
+    with pytest.raises(UserError, match=f"have {on.width + 1} numbers each, and .* have {on.width}"):
+        on.generate(prefix, Tokens.from_lists([ids_of(on, 4)[0]]), 4)
+
+
 @pytest.mark.parametrize("family", BACKBONES)
 def test_only_rows_are_bounded_by_the_positions_and_never_their_padding(family):
     config = BACKBONES[family].model_copy(update={"max_positions": 16})
