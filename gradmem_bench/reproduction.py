@@ -315,6 +315,8 @@ class Archive:
             return False
         if record.method.implementation != expected["class"] or record.backbone.name != expected["backbone"]:
             return False
+        if expected["weights_hash"] not in (None, record.backbone.weights_hash):
+            return False
         begun = training.initial_checkpoint
         if (start is None) != (begun is None) or (start is not None and not begun.startswith(start)):
             return False
@@ -344,6 +346,7 @@ def _agree(found: Mapping[str, Any], expected: Mapping[str, Any], defaults: Mapp
 def expected_of(run: Run) -> dict[str, Any]:
     """What a record of this run says of itself; raises UserError for a name or a setting that is wrong."""
     from gradmem_bench.config import BackboneConfig, TrainingConfig
+    from gradmem_bench.loading import load_backbone
     from gradmem_bench.registry import load_object, method_recipe, resolve
     from gradmem_bench.tasks.declaration import load_task
 
@@ -357,6 +360,9 @@ def expected_of(run: Run) -> dict[str, Any]:
     training = merge(task.metadata.get("training", {}), merge(recipe.training, given.get("training", {})))
     backbone = {"name": run.backbone} if run.backbone else task.metadata.get("backbone", {})
     where = f"'{run.name}'"
+    shape = validated(BackboneConfig, merge(backbone, given.get("backbone", {})), where)
+    # Of a random model that is more than its name; one that is its name alone need not be built to be known.
+    shaped = shape.model_fields_set - {"name", "revision", "tokenizer"}
     return {
         "class": recipe.implementation,
         "parameters": validated(kind, parameters, where).model_dump(mode="json"),
@@ -365,7 +371,8 @@ def expected_of(run: Run) -> dict[str, Any]:
         "training_defaults": TrainingConfig().model_dump(mode="json"),
         "task": task.name,
         "task_settings": task.declaration.get(task.settings_key) or {},
-        "backbone": validated(BackboneConfig, merge(backbone, given.get("backbone", {})), where).name,
+        "backbone": shape.name,
+        "weights_hash": load_backbone(shape, task.tokenizer(), "meta", 0).identity["weights_hash"] if shaped else None,
     }
 
 

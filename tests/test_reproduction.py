@@ -267,6 +267,19 @@ def test_a_record_answers_for_no_other_run(made):
     assert archive.find(expand(scale())[0]) is not None
 
 
+def test_a_record_answers_for_no_other_shape_of_a_backbone_of_its_name(tmp_path):
+    one = EXPERIMENT["scales"]["tiny"] | {"backbone": "mamba-1x32"}
+    one["settings"] = one["settings"] | {"training.steps": 1, "task.pairs": 2}
+    one["runs"] = [{"name": "Mamba", "method": "mamba", "axes": {"backbone.state_size": [4, 8]}}]
+    few, many = expand(Scale.model_validate(one))
+    one["runs"][0]["axes"]["backbone.state_size"].pop()
+    path = tmp_path / "shapes.yaml"
+    path.write_text(yaml.dump(EXPERIMENT | {"scales": {"tiny": one}}))
+    assert command("reproduce", path, "--output", tmp_path / "runs").code == 0
+    archive = Archive(find_records([tmp_path / "runs"]))
+    assert (archive.find(few) is None, archive.find(many) is None) == (False, True)
+
+
 def test_a_run_is_missing_where_the_checkpoint_is_that_it_starts_from(made, tmp_path):
     path, output, _ = made
     file, _ = Archive(find_records([output])).find(expand(scale())[0])
