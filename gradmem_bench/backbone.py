@@ -236,8 +236,8 @@ class Backbone(nn.Module):
             if prefix.cache is None:
                 if prefix.embeddings.shape[-1] != self.width:
                     raise UserError(
-                        f"The vectors before the query have {prefix.embeddings.shape[-1]} numbers each, and the "
-                        f"backbone's embeddings have {self.width}."
+                        f"A prefix's vectors have {prefix.embeddings.shape[-1]} numbers each, and the backbone's "
+                        f"embeddings have {self.width}."
                     )
                 embeddings = torch.cat([prefix.embeddings.to(embeddings.dtype), embeddings], dim=1)
             else:

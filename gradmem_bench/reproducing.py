@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gradmem_bench.checkpoints import METHOD_FILE
 from gradmem_bench.errors import UserError
-from gradmem_bench.experiment import Known, Options, Plan
+from gradmem_bench.experiment import Options, Plan
 from gradmem_bench.experiment import resolve as resolve_plan
 from gradmem_bench.loading import load_backbone
 from gradmem_bench.reconstruction import PARTS_FILE, write_parts
@@ -31,7 +31,6 @@ class Maker:
 
     def __init__(self, output: Path, archive: Archive, device: str, display: RunDisplay) -> None:
         self.output, self.archive, self.device, self.display = output, archive, device, display
-        self._known = Known()
         self._unreadable: dict[tuple[str, str], str] = {}
 
     def make(self, runs: Sequence[Run]) -> Counter[str]:
@@ -101,7 +100,7 @@ class Maker:
         if asked in self._unreadable:
             raise UserError(self._unreadable[asked])
         try:
-            return resolve_plan(method, task, options, self._known)
+            return resolve_plan(method, task, options, self.archive.known)
         except UserError as error:
             if "hub" in str(error):
                 self._unreadable[asked] = str(error)

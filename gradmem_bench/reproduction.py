@@ -13,12 +13,22 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from gradmem_bench.config import StrictModel, load_yaml, merge, parse_assignments, validated
+from gradmem_bench.config import (
+    BackboneConfig,
+    StrictModel,
+    TrainingConfig,
+    load_yaml,
+    merge,
+    parse_assignments,
+    validated,
+)
 from gradmem_bench.errors import UserError, did_you_mean
 from gradmem_bench.registry import recipe_folder
 
 if TYPE_CHECKING:
+    from gradmem_bench.experiment import Known
     from gradmem_bench.results import RunRecord
+    from gradmem_bench.tasks.base import Task
 
 SCALES = ("tiny", "small", "paper")
 Settings = dict[str, Any]
@@ -289,7 +299,11 @@ class Archive:
     """
 
     def __init__(self, records: Mapping[Path, "RunRecord"]) -> None:
+        from gradmem_bench.experiment import Known
+
         self.records = dict(records)
+        self.known = Known()
+        """Tasks and backbones' shapes, for whoever makes what is missing as well."""
         self._expected: dict[tuple[Any, ...], dict[str, Any] | None] = {}
 
     def find(self, run: Run) -> tuple[Path, "RunRecord"] | None:
@@ -304,18 +318,16 @@ class Archive:
                 return None
             start = f"{before[1].method.name}-{before[1].config_hash[:8]}/"
         for path, record in self.records.items():
-            if record.task.name == expected["task"] and self._answers(record, run, expected, start):
+            if record.task.name == expected["task"].name and self._answers(record, run, expected, start):
                 return path, record
         return None
 
-    @staticmethod
-    def _answers(record: "RunRecord", run: Run, expected: dict[str, Any], start: str | None) -> bool:
+    def _answers(self, record: "RunRecord", run: Run, expected: dict[str, Any], start: str | None) -> bool:
         training = record.training
         if training is None or training.seed != run.seed or record.task.limit != run.limit:
             return False
-        if record.method.implementation != expected["class"] or record.backbone.name != expected["backbone"]:
-            return False
-        if expected["weights_hash"] not in (None, record.backbone.weights_hash):
+        task, backbone = expected["task"], expected["backbone"]
+        if record.method.implementation != expected["class"] or record.backbone.name != backbone.name:
             return False
         begun = training.initial_checkpoint
         if (start is None) != (begun is None) or (start is not None and not begun.startswith(start)):
@@ -323,16 +335,22 @@ class Archive:
         return (
             _agree(record.method.parameters, expected["parameters"], expected["parameter_defaults"])
             and _agree(training.config, expected["training"], expected["training_defaults"])
-            and record.task.settings == expected["task_settings"]
+            and record.task.settings == (task.declaration.get(task.settings_key) or {})
             and record.environment.dtype == run.dtype
+            and self._alike(record, backbone, task)
         )
+
+    def _alike(self, record: "RunRecord", backbone: BackboneConfig, task: "Task") -> bool:
+        # Two random models of one name may have other shapes; pretrained weights are what their name says.
+        found = record.backbone.weights_hash
+        return not found.startswith("random-") or found == self.known.shape(backbone, task).identity["weights_hash"]
 
     def _of(self, run: Run) -> dict[str, Any] | None:
         # Whatever the seed.
         key = (run.method, run.task, run.backbone, repr(run.settings), repr(run.start and run.start.settings))
         if key not in self._expected:
             try:
-                self._expected[key] = expected_of(run)
+                self._expected[key] = expected_of(run, self.known)
             except UserError:
                 # Nothing answers for a run that cannot be made; making it says why.
                 self._expected[key] = None
@@ -343,12 +361,9 @@ def _agree(found: Mapping[str, Any], expected: Mapping[str, Any], defaults: Mapp
     return all(found.get(key, defaults.get(key)) == value for key, value in expected.items())
 
 
-def expected_of(run: Run) -> dict[str, Any]:
+def expected_of(run: Run, known: "Known") -> dict[str, Any]:
     """What a record of this run says of itself; raises UserError for a name or a setting that is wrong."""
-    from gradmem_bench.config import BackboneConfig, TrainingConfig
-    from gradmem_bench.loading import load_backbone
     from gradmem_bench.registry import load_object, method_recipe, resolve
-    from gradmem_bench.tasks.declaration import load_task
 
     entry = resolve("method", run.method)
     recipe = method_recipe(entry)
@@ -356,23 +371,18 @@ def expected_of(run: Run) -> dict[str, Any]:
     given = parse_assignments(list(run.assignments()))
     started = parse_assignments(list(run.start.assignments())).get(run.start.method, {}) if run.start else {}
     parameters = merge(merge(recipe.parameters, started), given.get(run.method, {}))
-    task = load_task(Path(resolve("task", run.task).target), given.get("task", {}))
+    task = known.task(Path(resolve("task", run.task).target), given.get("task", {}))
     training = merge(task.metadata.get("training", {}), merge(recipe.training, given.get("training", {})))
     backbone = {"name": run.backbone} if run.backbone else task.metadata.get("backbone", {})
     where = f"'{run.name}'"
-    shape = validated(BackboneConfig, merge(backbone, given.get("backbone", {})), where)
-    # Of a random model that is more than its name; one that is its name alone need not be built to be known.
-    shaped = shape.model_fields_set - {"name", "revision", "tokenizer"}
     return {
         "class": recipe.implementation,
         "parameters": validated(kind, parameters, where).model_dump(mode="json"),
         "parameter_defaults": kind().model_dump(mode="json"),
         "training": validated(TrainingConfig, training, where).model_dump(mode="json"),
         "training_defaults": TrainingConfig().model_dump(mode="json"),
-        "task": task.name,
-        "task_settings": task.declaration.get(task.settings_key) or {},
-        "backbone": shape.name,
-        "weights_hash": load_backbone(shape, task.tokenizer(), "meta", 0).identity["weights_hash"] if shaped else None,
+        "task": task,
+        "backbone": validated(BackboneConfig, merge(backbone, given.get("backbone", {})), where),
     }
 
 

@@ -2,25 +2,20 @@
 
 import json
 import re
-from io import StringIO
 from pathlib import Path
 
 import pytest
 import yaml
 from commands import command, files
-from records import write_run
-from rich.console import Console
 
 from gradmem_bench.errors import UserError
+from gradmem_bench.experiment import Known
 from gradmem_bench.metrics import METRICS
-from gradmem_bench.reconstruction import PARTS_FILE, token_parts
+from gradmem_bench.reconstruction import PARTS_FILE
 from gradmem_bench.registry import recipe_folder
-from gradmem_bench.reporting.comparison import comparison
-from gradmem_bench.reporting.reproductions import Line, _grid, heat_map_report, rows_report
 from gradmem_bench.reproduction import (
     SCALES,
     Archive,
-    PaperRow,
     Scale,
     estimated_seconds,
     expand,
@@ -29,8 +24,7 @@ from gradmem_bench.reproduction import (
     missing,
     paper_figure,
 )
-from gradmem_bench.results import find_records, read_examples
-from gradmem_bench.tasks.declaration import load_task
+from gradmem_bench.results import find_records
 
 FIGURES = ("fig3", "fig4a", "fig4b", "fig5", "babi", "squad", "question", "reconstruction")
 OWN = ("writing", "writing_steps", "writing_ablation", "writing_pairs", "eight_vectors")
@@ -94,7 +88,7 @@ def made(tmp_path_factory) -> tuple[Path, Path, str]:
 
 @pytest.mark.parametrize("name", [*FIGURES, *OWN])
 def test_every_experiment_names_what_there_is_and_has_numbers_beside_it(name):
-    [experiment] = experiments(name)
+    [experiment], known = experiments(name), Known()
     if name in FIGURES:
         paper = paper_figure(experiment.paper or experiment.figure)
         assert paper.figure == name and paper.rows
@@ -105,7 +99,7 @@ def test_every_experiment_names_what_there_is_and_has_numbers_beside_it(name):
             if run.start is not None:
                 assert run.start in runs[:position]
             if not run.evaluation and run.seed == runs[0].seed:
-                expected_of(run)
+                expected_of(run, known)
 
 
 def test_groups_stand_for_their_figures():
@@ -233,13 +227,6 @@ def test_what_is_shown_fits_80_columns_and_says_what_is_missing(made):
     assert (output / "smoke-tiny.png").exists() and (output / "smoke-tiny.svg").exists()
 
 
-def test_a_number_stays_in_one_line_beside_a_long_name():
-    file = StringIO()
-    row = ["A method of rather a long name, cached", "pairs 16, K 30", "0.968 [0.96, 0.98]", "1.000 [1.00, 1.00]", "–"]
-    Console(file=file, width=80).print(_grid(["method", "setting", "ours", "paper", "difference"], [row]))
-    assert "0.968 [0.96, 0.98]  1.000 [1.00, 1.00]" in file.getvalue()
-
-
 def test_what_is_there_is_not_made_again(made):
     path, output, _ = made
     before = {file: what for file, what in files(output).items() if file.parent != output}
@@ -292,18 +279,7 @@ def test_a_run_is_missing_where_the_checkpoint_is_that_it_starts_from(made, tmp_
     assert "missing (2): GradMem K=1 starts from a checkpoint of GradMem K=1 that is not here" in shown
 
 
-# -------------------------------------------------------------------------------- fig4 and statistics
-
-
-def test_keys_values_and_marks_are_told_apart():
-    task = load_task(recipe_folder("task") / "kv_retrieval.yaml", {"pairs": 2, "key_length": 1})
-    context = task.documents("test")[0].context
-    parts = token_parts(task, len(context))
-    for text, part in zip(context, parts, strict=True):
-        assert (text in "!:|") == (part == "marks")
-    assert [context[index] for index, part in enumerate(parts) if part == "keys"] == [context[1], context[7]]
-    with pytest.raises(UserError, match="has 14 tokens and not 13"):
-        token_parts(task, 14)
+# -------------------------------------------------------------------------------- fig4 and fig5
 
 
 def test_a_figure_without_a_number_of_ours_says_why_once_and_fails(tmp_path):
@@ -357,40 +333,6 @@ def test_losses_are_measured_for_each_number_of_steps(tmp_path):
     # Nothing was published at these K: no row of dashes says so.
     assert not {"paper", "difference"} & set(shown)
     assert (tmp_path / "runs" / "steps-tiny.png").exists()
-
-
-def test_published_numbers_have_rows_where_there_are_any():
-    published = PaperRow(method="a", task="t", metric="exact_match", value=0.25, source="A paper")
-    shown = []
-    for paper in (published, None):
-        table = [Line("a", {"evaluation_inner_steps": steps}, [0], {}) for steps in (1, 2)]
-        table[0].paper = paper
-        console = Console(file=StringIO(), width=80)
-        console.print(heat_map_report(table, "exact_match"), rows_report(table, "exact_match", 0.9))
-        shown.append(console.file.getvalue())
-    beside, alone = shown
-    heat, rows = beside.split("method")[:2]
-    assert [line.split() for line in heat.splitlines() if "paper" in line] == [["paper", "0.25", "–"]]
-    assert "paper [± sd]" in rows and "0.250" in rows
-    assert "paper" not in alone and "difference" not in alone
-
-
-def test_an_interval_over_seeds_is_that_of_compare(tmp_path):
-    line, hits = Line("GradMem", {}, [0, 1, 2], {}), {0: 7, 1: 9, 2: 4}
-    for seed, count in hits.items():
-        folder = tmp_path / f"gradmem-{seed}"
-        record = write_run(folder, [index % 10 < count for index in range(200)], queries=4, seed=seed)
-        line.records[seed] = folder / "run.json", record
-    records = [record for _, record in line.records.values()]
-    (table,) = comparison(records, examples=lambda record: read_examples(tmp_path / record.run_id))
-    (row,) = table.rows
-    assert row.result.value == pytest.approx(20 / 30)
-    assert line.interval("exact_match") == (row.result.low, row.result.high)
-    # Three seeds this far apart say little of a fourth: t with 2 degrees of freedom.
-    assert row.result.low < 0.4 and row.result.high > 0.9
-    alone, exact = Line("GradMem", {}, [0], {0: line.records[0]}), records[0].metrics["exact_match"]
-    assert alone.interval("exact_match") == (exact.low, exact.high)
-    assert Line("GradMem", {}, [0], {}).interval("exact_match") is None
 
 
 def test_a_plan_tells_which_measurements_are_there(tmp_path):
