@@ -2,8 +2,8 @@
 
     python backbones/tokenizer.py TEXTS FOLDER [--entries 4096]
 
-Byte-level BPE, as GPT-2's. With 4,096 entries a token is 3.4 bytes of English Wikipedia, with GPT-2's 50,257 it is 4.6; but
-in a model of 4 layers and width 160 the head is 29 % of the weights then, and not 83 %.
+Byte-level BPE, as GPT-2's. With 4,096 entries a token is 3.4 bytes of English Wikipedia, with GPT-2's 50,257 it is 4.6;
+but in a model of 4 layers and width 160 the head is 29 % of the weights then, and not 83 %.
 """
 
 import argparse
