@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-CHUNK_ELEMENTS, ON_GPU = 1 << 22, 1 << 26
-"""Logits that exist at a time (16 MiB in float32); and on a GPU, which fewer do not keep busy."""
+CHUNK_ELEMENTS, ON_GPU = 1 << 23, 1 << 26
+"""Logits that exist at a time (32 MiB in float32); and on a GPU, which fewer do not keep busy."""
 
 
 def linear_cross_entropy(hidden: Tensor, head: nn.Linear, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,13 +53,17 @@ def linear_cross_entropy(hidden: Tensor, head: nn.Linear, targets: Tensor) -> tu
     return losses.view(targets.shape), right.view(targets.shape)
 
 
-def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
-    size = max(1, (ON_GPU if hidden.is_cuda else CHUNK_ELEMENTS) // len(weight))
-    return [slice(start, start + size) for start in range(0, len(hidden), size)]
+def _chunks(hidden: Tensor, weight: Tensor) -> tuple[list[slice], Tensor]:
+    """Which rows of `hidden` are taken at a time, and a room for their logits: new pages each time would be slower."""
+    size = min(max(1, (ON_GPU if hidden.is_cuda else CHUNK_ELEMENTS) // len(weight)), max(1, len(hidden)))
+    rows = [slice(start, start + size) for start in range(0, len(hidden), size)]
+    return rows, hidden.new_empty(size, len(weight))
 
 
-def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
-    return (hidden @ weight.T).to(torch.promote_types(hidden.dtype, torch.float32))
+def _logits(hidden: Tensor, weight: Tensor, room: Tensor) -> Tensor:
+    """(rows, V) in float32 or more, which the caller may change: in `room` itself if that is its dtype."""
+    logits = torch.mm(hidden, weight.T, out=room[: len(hidden)])
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 class _LinearCrossEntropy(Function):
@@ -69,12 +73,14 @@ class _LinearCrossEntropy(Function):
         normalizers = hidden.new_empty(len(hidden), dtype=dtype)
         losses = torch.empty_like(normalizers)
         right = torch.empty(len(hidden), dtype=torch.bool, device=hidden.device)
-        for rows in _chunks(hidden, weight):
-            logits = _logits(hidden[rows], weight)
-            normalizers[rows] = logits.logsumexp(dim=1)
-            chosen = logits.gather(1, targets[rows, None])[:, 0]
-            losses[rows] = normalizers[rows] - chosen
+        chunks, room = _chunks(hidden, weight)
+        for rows in chunks:
+            logits = _logits(hidden[rows], weight, room)
             right[rows] = logits.argmax(dim=1) == targets[rows]
+            chosen = logits.gather(1, targets[rows, None])[:, 0]
+            largest = logits.amax(dim=1, keepdim=True)
+            normalizers[rows] = logits.sub_(largest).exp_().sum(dim=1).log_() + largest[:, 0]
+            losses[rows] = normalizers[rows] - chosen
         ctx.save_for_backward(hidden, weight, targets, normalizers)
         ctx.mark_non_differentiable(right)
         return losses, right
@@ -100,12 +106,13 @@ class _LinearCrossEntropyBackward(Function):
     ) -> tuple[Tensor, Tensor]:
         d_hidden = torch.empty_like(hidden)
         d_weight = torch.zeros_like(weight) if weight_too else weight.new_empty(0)
-        for rows in _chunks(hidden, weight):
-            errors = _errors(hidden[rows], weight, targets[rows], normalizers[rows])[1]
-            weighted = (gradient[rows, None] * errors).to(hidden.dtype)
-            d_hidden[rows] = weighted @ weight
+        chunks, room = _chunks(hidden, weight)
+        for rows in chunks:
+            p = _probabilities(hidden[rows], weight, normalizers[rows], room)
+            errors = _weighted_errors(p, gradient[rows], targets[rows]).to(hidden.dtype)
+            torch.mm(errors, weight, out=d_hidden[rows])
             if weight_too:
-                d_weight.addmm_(weighted.T, hidden[rows])
+                d_weight.addmm_(errors.T, hidden[rows])
         ctx.save_for_backward(gradient, hidden, weight, targets, normalizers)
         # An inner gradient is one of the memory alone: nothing is then made of dW, and its cotangent is `None`.
         ctx.set_materialize_grads(False)
@@ -118,23 +125,33 @@ class _LinearCrossEntropyBackward(Function):
         u = torch.zeros_like(hidden) if u is None else u
         d_gradient = torch.empty_like(gradient)
         d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(weight)
-        for rows in _chunks(hidden, weight):
-            probabilities, errors = _errors(hidden[rows], weight, targets[rows], normalizers[rows])
-            r = _logits(u[rows], weight)
+        chunks, room = _chunks(hidden, weight)
+        more_room = torch.empty_like(room)
+        for rows in chunks:
+            g = gradient[rows, None]
+            p = _probabilities(hidden[rows], weight, normalizers[rows], room)
+            r = _logits(u[rows], weight, more_room)
             if U is not None:
-                r = r + _logits(hidden[rows], U)
-            d_gradient[rows] = (errors * r).sum(dim=1)
-            centred = r - (probabilities * r).sum(dim=1, keepdim=True)
-            dz = (gradient[rows, None] * probabilities * centred).to(hidden.dtype)
-            weighted = (gradient[rows, None] * errors).to(hidden.dtype)
-            d_hidden[rows] = dz @ weight + (weighted @ U if U is not None else 0)
-            d_weight.addmm_(dz.T, hidden[rows]).addmm_(weighted.T, u[rows])
+                r += hidden[rows] @ U.T
+            at_target = r.gather(1, targets[rows, None])
+            mean = r.mul_(p).sum(dim=1, keepdim=True)
+            d_gradient[rows] = (mean - at_target)[:, 0]
+            # r is p∘r by now, so that this is g p∘(r - p·r).
+            dz = r.addcmul_(p, mean, value=-1).mul_(g).to(hidden.dtype)
+            errors = _weighted_errors(p, gradient[rows], targets[rows]).to(hidden.dtype)
+            torch.mm(dz, weight, out=d_hidden[rows])
+            if U is not None:
+                d_hidden[rows] += errors @ U
+            d_weight.addmm_(dz.T, hidden[rows]).addmm_(errors.T, u[rows])
         return d_gradient, d_hidden, d_weight, None, None, None
 
 
-def _errors(hidden: Tensor, weight: Tensor, targets: Tensor, normalizers: Tensor) -> tuple[Tensor, Tensor]:
-    """p and q = p - onehot of a chunk, each (rows, V)."""
-    probabilities = (_logits(hidden, weight) - normalizers[:, None]).exp()
-    errors = probabilities.clone()
-    errors[torch.arange(len(errors), device=errors.device), targets] -= 1
-    return probabilities, errors
+def _probabilities(hidden: Tensor, weight: Tensor, normalizers: Tensor, room: Tensor) -> Tensor:
+    """p of a chunk, (rows, V)."""
+    return _logits(hidden, weight, room).sub_(normalizers[:, None]).exp_()
+
+
+def _weighted_errors(p: Tensor, gradient: Tensor, targets: Tensor) -> Tensor:
+    """g q = g (p - onehot), (rows, V), in the place of p."""
+    p[torch.arange(len(p), device=p.device), targets] -= 1
+    return p.mul_(gradient[:, None])
