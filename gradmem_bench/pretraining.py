@@ -162,8 +162,9 @@ def perform(plan: Pretraining, output: Path, display: RunDisplay) -> dict[str, A
     torch.manual_seed(plan.seed)
     backbone = load_backbone(plan.backbone, None, str(accelerator.device), plan.seed)
     method = NoMemory(backbone, StrictModel())
-    training = stream(plan.files.documents(held_out=False), backbone.tokenizer)
-    some = stream(plan.files.documents(held_out=True), backbone.tokenizer, config.validation_contexts * length)
+    with display.working("tokenize the text"):
+        training = stream(plan.files.documents(held_out=False), backbone.tokenizer)
+        some = stream(plan.files.documents(held_out=True), backbone.tokenizer, config.validation_contexts * length)
     stage = TextStage(training, some, length)
     if len(stage) < config.batch_size:
         raise UserError(
@@ -180,8 +181,9 @@ def perform(plan: Pretraining, output: Path, display: RunDisplay) -> dict[str, A
             display.note(f"goes on from the checkpoint of step {trainer.progress.step}")
         progress = trainer.run()
         accelerator.end_training()
-    held_out = stream(plan.files.documents(held_out=True), backbone.tokenizer)
-    bits = bits_per_byte(method, held_out, length, config.batch_size, accelerator.autocast)
+    with display.working("score the held-out text"):
+        held_out = stream(plan.files.documents(held_out=True), backbone.tokenizer)
+        bits = bits_per_byte(method, held_out, length, config.batch_size, accelerator.autocast)
     backbone.model.save_pretrained(output)
     backbone.tokenizer.save_pretrained(output)
     record = _record(plan, configuration, backbone, training, held_out, progress, bits)

@@ -56,14 +56,12 @@ def preset(tmp_path_factory):
     return path
 
 
-class KilledAt:
+class KilledAt(RunDisplay):
     """A display behind which the training is broken off at a step."""
 
     def __init__(self, step: int) -> None:
-        self.step, self.shown = step, RunDisplay(Console(quiet=True))
-
-    def note(self, text: str) -> None:
-        pass
+        super().__init__(Console(quiet=True))
+        self.step = step
 
     @contextmanager
     def training(self, config):
