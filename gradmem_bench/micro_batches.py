@@ -49,10 +49,12 @@ def in_micro_batches(
             found = torch.autograd.grad(total, learned, allow_unused=True)
         return total.detach(), {name: term.detach() for name, term in named.items()}, list(found)
 
+    # All at once: to cut one off between two graphs would be to wait for the first.
+    firsts = range(0, len(batch), size)
+    parts = [batch.select(first, first + size) for first in firsts] if len(firsts) > 1 else [batch]
     gradients: list[Tensor | None] = [None] * len(learned)
     totals, terms = [], {}
-    for first in range(0, len(batch), size):
-        part = batch if size >= len(batch) else batch.select(first, min(first + size, len(batch)))
+    for part in parts:
         total, named, found = replayed(owner, "training", derived, [*part.tensors(), *whole], parameters)
         gradients = [_sum(old, new) for old, new in zip(gradients, found, strict=True)]
         totals.append(total)

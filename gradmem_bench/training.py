@@ -316,7 +316,7 @@ class Trainer:
             group["lr"] = self.learning_rate(progress.step)
         # FLOPs are counted once in each interval and taken for all of its steps: counting slows a step down.
         counted = progress.step % config.evaluate_every == 0
-        total, size = 0.0, len(whole)
+        size, totals = len(whole), []
         counter = flop_counter() if counted else None
         pieces = -(-size // config.accumulation_steps)
         with counter or nullcontext():
@@ -327,20 +327,22 @@ class Trainer:
                 with sdpa_kernel(SDPBackend.MATH) if counted else self.accelerator.autocast():
                     loss = self.model(batch)
                 self.accelerator.backward(loss.total * share)
-                total += float(loss.total.detach() * share)
+                totals.append(loss.total.detach() * share)
                 self.terms = loss.parts
                 del loss  # What is left of its graph keeps the next one from being recorded (captured.py).
         if counter:
             progress.flops += counter.get_total_flops() * min(config.evaluate_every, config.steps - progress.step)
         norm = self.accelerator.clip_grad_norm_(self.parameters, config.max_grad_norm)
-        if not math.isfinite(total) or not bool(torch.isfinite(norm)):
+        # Read together: each reading waits for a GPU.
+        total, norm = torch.stack([torch.stack(totals).sum(), norm]).tolist()
+        if not math.isfinite(total) or not math.isfinite(norm):
             kept = progress.step - progress.step % config.evaluate_every
             raise UserError(
                 f"Training stopped at step {progress.step + 1}: the loss is {total:g} and its gradient's norm "
-                f"{float(norm):g}; {f'the checkpoint of step {kept} stays' if kept else 'there is no checkpoint yet'}, "
+                f"{norm:g}; {f'the checkpoint of step {kept} stays' if kept else 'there is no checkpoint yet'}, "
                 "and a lower training.learning_rate, or a smaller step of the method's own, may help."
             )
-        self.gradient_norm = float(norm)
+        self.gradient_norm = norm
         self.optimizer.step()
         self.optimizer.zero_grad()
         progress.contexts += size * self.accelerator.num_processes
