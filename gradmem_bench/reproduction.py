@@ -1,4 +1,4 @@
-"""A paper's figures and tables: its numbers as data, its experiments as lists of runs, and the runs that are missing.
+"""A paper's figures and tables: its experiments as lists of runs, and the runs that are missing.
 
 An experiment (`experiments/NAME.yaml`) says, for each scale, which methods run with which settings; what an axis lists
 is run for every value. A run that a record already answers for is not made again, one that differs in the evaluation
@@ -34,44 +34,6 @@ SCALES = ("tiny", "small", "paper")
 Settings = dict[str, Any]
 """Dotted keys as `--set` takes them: a parameter of the method, or `task.`, `training.` or `backbone.` and a key."""
 
-# ---------------------------------------------------------------------------------------- the paper's
-
-
-class PaperRow(StrictModel):
-    """One number as it was published."""
-
-    method: str
-    task: str
-    setting: dict[str, Any] = {}
-    """What tells the row from others of its method and task, for example `{pairs: 16}`."""
-    metric: str
-    """As in gradmem_bench/metrics.py, or the source's own."""
-    value: float | None
-    low: float | None = None
-    """Value less the published deviation; the metric's bounds are kept."""
-    high: float | None = None
-    n: int | None = None
-    """Queries that were asked in each run."""
-    seeds: int | None = None
-    source: str
-    note: str = ""
-
-
-class PaperFigure(StrictModel):
-    """The numbers of one figure or table."""
-
-    figure: str
-    title: str
-    source: str
-    rows: list[PaperRow]
-
-
-def paper_figure(name: str) -> PaperFigure | None:
-    """The published numbers of a figure; `None` where nothing of that name was published."""
-    path = recipe_folder("paper") / f"{name}.yaml"
-    return validated(PaperFigure, load_yaml(path), str(path)) if path.is_file() else None
-
-
 # ---------------------------------------------------------------------------------------- experiments
 
 
@@ -94,6 +56,8 @@ class Group(StrictModel):
     method: str
     task: str | None = None
     """In place of the scale's."""
+    paper_name: str | None = None
+    """The published row's name, where what is run here has another."""
     paper_task: str | None = None
     """The task of the published row, where the scale runs another in its place."""
     backbone: str | None = None
@@ -161,7 +125,7 @@ def experiments(name: str) -> list[Experiment]:
     path = Path(name) if Path(name).suffix in (".yaml", ".yml") else folder / f"{name}.yaml"
     if path.parent == folder and name not in known:
         raise UserError(
-            f"There is no figure '{name}' to reproduce, only {', '.join(known)}.{did_you_mean(name, known)}"
+            f"There is no figure '{name}' to reproduce.{did_you_mean(name, known)}"
         )
     values = load_yaml(path)
     if "group" in values:
@@ -185,6 +149,7 @@ class Run:
     name: str
     method: str
     task: str
+    paper_name: str
     paper_task: str
     backbone: str | None
     dtype: str
@@ -254,6 +219,7 @@ def expand(scale: Scale) -> list[Run]:
             name=group.name,
             method=group.method,
             task=task,
+            paper_name=group.paper_name or group.name,
             paper_task=group.paper_task or scale.paper_task or task,
             backbone=group.backbone or scale.backbone,
             dtype=scale.dtype,

@@ -79,12 +79,13 @@ def reproduce(
 
 def _answer(console: "Console", experiment: "Experiment", name: str, scale: "Scale", maker: "Maker") -> bool:
     """Makes and shows one figure; whether it has any number of ours."""
+    from gradmem_bench.paper import paper_figure
     from gradmem_bench.plotting.parts import save
     from gradmem_bench.plotting.reproductions import picture
     from gradmem_bench.registry import recipe_folder
     from gradmem_bench.reporting.reproductions import lines, report
     from gradmem_bench.reproducing import benchmark
-    from gradmem_bench.reproduction import expand, missing, paper_figure
+    from gradmem_bench.reproduction import expand, missing
 
     archive, output = maker.archive, maker.output
     runs = expand(scale)

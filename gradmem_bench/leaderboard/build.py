@@ -13,7 +13,7 @@ from urllib.parse import quote
 from gradmem_bench.config import Budget, format_bytes
 from gradmem_bench.errors import UserError
 from gradmem_bench.leaderboard.check import check
-from gradmem_bench.leaderboard.paper import PaperFigure, PaperRow, belongs, figures_of
+from gradmem_bench.paper import PaperFigure, PaperRow, figures_of
 from gradmem_bench.plotting.recipes import inner_steps
 from gradmem_bench.reporting.caption import shared_backbone
 from gradmem_bench.reporting.comparison import Comparison, Row, comparison
@@ -108,7 +108,7 @@ def _table(number: int, table: Comparison, links: dict[str, str], published: Seq
         for row in figure.rows
         if row.value is not None
         and row.metric in (table.ranked_by, TEACHER_FORCED)
-        and belongs(row, record.task.name, record.task.settings)
+        and row.belongs(record.task.name, record.task.settings)
     ]
     return {
         "id": f"table-{number}",

@@ -80,7 +80,7 @@ def comparison(
             Seeds of which each went on from one of its own are one row where it is known what those were.
     """
     if by not in ("task", "config"):
-        raise UserError(f"--by takes task or config, not '{by}'.{did_you_mean(by, ('task', 'config'))}")
+        raise UserError(f"--by {by}: there is no such grouping.{did_you_mean(by, ('task', 'config'))}")
     together = []
     runs, unlike = distinct(records)
     runs.sort(key=_task_name)

@@ -13,9 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from gradmem_bench.metrics import METRICS
+from gradmem_bench.paper import PaperFigure, PaperRow
 from gradmem_bench.reconstruction import PARTS_FILE
 from gradmem_bench.reporting.examples import Examples
-from gradmem_bench.reproduction import Archive, Experiment, PaperFigure, PaperRow, Run, Scale
+from gradmem_bench.reproduction import Archive, Experiment, Run, Scale
 from gradmem_bench.results import read_examples
 from gradmem_bench.statistics import estimate
 
@@ -85,7 +86,7 @@ def lines(experiment: Experiment, runs: Sequence[Run], archive: Archive, paper: 
 
 
 def _is_of(row: PaperRow, run: Run, metric: str) -> bool:
-    return (row.method, row.task, row.metric, row.setting) == (run.name, run.paper_task, metric, run.setting)
+    return (row.method, row.task, row.metric, row.setting) == (run.paper_name, run.paper_task, metric, run.setting)
 
 
 def _short(key: str) -> str:

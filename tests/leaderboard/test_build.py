@@ -12,7 +12,7 @@ from records import TASK
 from gradmem_bench.errors import UserError
 from gradmem_bench.leaderboard.build import build
 from gradmem_bench.leaderboard.check import check, summary
-from gradmem_bench.leaderboard.paper import figures_of
+from gradmem_bench.paper import figures_of
 from gradmem_bench.results import metric_results, read_record
 from gradmem_bench.statistics import estimate
 

@@ -8,11 +8,12 @@ from boards import write_run
 from matplotlib.collections import PathCollection
 from matplotlib.lines import Line2D
 
+from gradmem_bench.paper import PaperRow
 from gradmem_bench.plotting.parts import save
 from gradmem_bench.plotting.reproductions import picture
 from gradmem_bench.reconstruction import PARTS_FILE
 from gradmem_bench.reporting.reproductions import Line
-from gradmem_bench.reproduction import Experiment, PaperRow
+from gradmem_bench.reproduction import Experiment
 
 METRIC = "exact_match"
 SCALES = {"tiny": {"about": "Smallest.", "task": "kv_retrieval", "runs": []}}

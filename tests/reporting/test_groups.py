@@ -116,7 +116,7 @@ def test_a_method_that_is_a_language_model_itself_stands_beside_the_others():
 def test_each_task_has_its_table_and_a_wrong_by_is_named():
     other = run_record(task=changed(TASK, name="babi_qa1"))
     assert [table.title.split()[0] for table in comparison([*demo_records(), other])] == ["babi_qa1", "kv_retrieval"]
-    with pytest.raises(UserError, match="--by takes task or config, not 'confg'. Did you mean 'config'"):
+    with pytest.raises(UserError, match="--by confg: there is no such grouping. Did you mean 'config'"):
         comparison([], by="confg")
 
 

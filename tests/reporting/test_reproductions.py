@@ -6,9 +6,9 @@ import pytest
 from records import write_run
 from rich.console import Console
 
+from gradmem_bench.paper import PaperRow
 from gradmem_bench.reporting.comparison import comparison
 from gradmem_bench.reporting.reproductions import Line, _grid, heat_map_report, rows_report
-from gradmem_bench.reproduction import PaperRow
 from gradmem_bench.results import read_examples
 
 
