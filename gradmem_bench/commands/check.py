@@ -39,8 +39,8 @@ def check(
     broken = {finding.law.name for finding in found if finding.outcome == "FAIL"}
     untried = {finding.law.name for finding in found if finding.outcome == "skipped"} - broken
     console.print()
-    if broken:
-        console.print(f"{escape(name)} breaks {len(broken)} of {len(laws)} laws.")
-        raise typer.Exit(1)
     rest = f"; {len(untried)} could not be tried on every backbone" if untried else ""
+    if broken:
+        console.print(f"{escape(name)} breaks {len(broken)} of {len(laws)} laws{rest}.")
+        raise typer.Exit(1)
     console.print(f"{escape(name)} keeps {len(laws - untried)} of {len(laws)} laws{rest}.")

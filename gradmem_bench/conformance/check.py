@@ -60,23 +60,22 @@ def check(
         for config in backbones:
             subject = Subject(method_class, parameters, config, Path(folder))
             _ = subject.shape
-            outcomes: dict[str, Outcome] = {}
+            earlier: dict[str, Finding] = {}
             for law in LAWS:
                 report(config.name, law)
-                finding = _try(law, subject, outcomes)
-                outcomes[law.name] = finding.outcome
-                findings.append(finding)
+                earlier[law.name] = _try(law, subject, earlier)
+                findings.append(earlier[law.name])
     if all(finding.outcome == "skipped" for finding in findings):
         # A refusal is a reason on one backbone; on every one it is no method.
         return [replace(finding, outcome="FAIL") if finding.law == runs else finding for finding in findings]
     return findings
 
 
-def _try(law: Law, subject: Subject, outcomes: dict[str, Outcome]) -> Finding:
+def _try(law: Law, subject: Subject, earlier: dict[str, Finding]) -> Finding:
     name = subject.config.name
-    if broken := [needed for needed in law.needs if outcomes[needed] != "pass"]:
-        why = "is broken" if outcomes[broken[0]] == "FAIL" else "was not tried"
-        return Finding(law, name, "skipped", f"cannot be told while '{broken[0]}' {why}")
+    if missing := [earlier[needed] for needed in law.needs if earlier[needed].outcome != "pass"]:
+        broken = f"cannot be told while '{missing[0].law.name}' is broken"
+        return Finding(law, name, "skipped", broken if missing[0].outcome == "FAIL" else missing[0].sentence)
     try:
         law.trial(subject)
     except Broken as broken:
