@@ -275,7 +275,8 @@ def resolve(method: Entry, task: Entry, options: Options, known: Known | None = 
     limit = longest_context(method_class, parameters, shape, known.asked(backbone, loaded_task))
     if limit < 1:
         raise UserError(
-            f"{shape.max_positions} positions of {backbone.name} leave no room for a context beside memory and answer."
+            f"{shape.max_positions} positions of {backbone.name} leave no room for a context beside memory and answer; "
+            "ask for a smaller memory (--max-positions, --budget), or take a backbone with more positions."
         )
     lengths = known.lengths(backbone, loaded_task, options.limit)
     if lengths.longest > limit and not loaded_task.truncate_contexts:

@@ -103,10 +103,10 @@ def test_a_mean_without_bound_may_be_any_number_and_equal_its_bounds(tmp_path):
 def test_damaged_json_names_the_file(tmp_path):
     path = write_record(run_record(), tmp_path)
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(UserError, match=r"run\.json is damaged"):
+    with pytest.raises(UserError, match=r"run\.json is not JSON"):
         read_record(path)
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(UserError, match=r"run\.json is damaged"):
+    with pytest.raises(UserError, match=r"run\.json is not JSON"):
         read_record(path)
 
 
@@ -268,8 +268,8 @@ def test_a_damaged_record_is_left_out_with_one_warning_and_named_files_are_not(t
     bad = tmp_path / "rmt" / "run.json"
     bad.parent.mkdir()
     for damage, reason in [
-        (whole[:500], "is damaged, it is not JSON"),
-        (b"\xff\xfe", "is damaged, it is not JSON"),
+        (whole[:500], "is not JSON"),
+        (b"\xff\xfe", "is not JSON"),
         (b"[]", "is not the record of a run"),
         (whole.replace(b'"schema_version": 1', b'"schema_version": 99'), "has schema version 99"),
         (whole.replace(b'"run_id"', b'"run"'), "run_id"),

@@ -69,7 +69,7 @@ def read_record(path: Path) -> RunRecord:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None
     except ValueError as error:
         raise UserError(
-            f"{path} is damaged, it is not JSON: {error}; remove its folder, and make the run again."
+            f"{path} is not JSON ({error}): it is no run.json, or a damaged one, whose run has to be made again."
         ) from None
     if not isinstance(values, dict) or "schema_version" not in values:
         raise UserError(f"{path} is not the record of a run: it has no 'schema_version'.")
