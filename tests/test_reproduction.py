@@ -25,7 +25,7 @@ from gradmem_bench.reproduction import (
 from gradmem_bench.results import find_records
 
 FIGURES = ("fig3", "fig4a", "fig4b", "fig5", "babi", "squad", "question", "reconstruction")
-OWN = ("writing", "writing_steps", "writing_ablation", "writing_pairs", "eight_vectors")
+OWN = ("writing", "writing_steps", "writing_ablation", "writing_pairs", "eight_vectors", "babi_wiki", "squad_wiki")
 """Figures that are not in the paper."""
 
 EXPERIMENT = {
