@@ -367,7 +367,7 @@ def test_a_folder_of_runs_is_filed_and_what_is_wrong_keeps_no_other_from_it(tmp_
     done = command("leaderboard", "add", runs, "--board", tmp_path / "again")
     assert done.code == 2 and len(check(tmp_path / "again")) == 1
     first, second, last = done.errors.splitlines()
-    assert first.startswith(f"{runs / 'kv_retrieval/gradmem-0/run.json'} is damaged")
+    assert first.startswith(f"{runs / 'kv_retrieval/gradmem-0/run.json'} is not JSON")
     assert second.startswith(f"{runs / 'kv_retrieval/gradmem-1'} is not filed. Its record was changed")
     assert last == "error: 2 were not filed, each for the reason above."
     assert done.output.startswith("kv_retrieval-gradmem-45-2048-2 is in")
