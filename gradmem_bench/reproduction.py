@@ -124,9 +124,7 @@ def experiments(name: str) -> list[Experiment]:
     known = sorted(path.stem for path in folder.glob("*.yaml"))
     path = Path(name) if Path(name).suffix in (".yaml", ".yml") else folder / f"{name}.yaml"
     if path.parent == folder and name not in known:
-        raise UserError(
-            f"There is no figure '{name}' to reproduce.{did_you_mean(name, known)}"
-        )
+        raise UserError(f"There is no figure '{name}' to reproduce.{did_you_mean(name, known)}")
     values = load_yaml(path)
     if "group" in values:
         return [one for figure in validated(FigureGroup, values, str(path)).figures for one in experiments(figure)]
