@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from gradmem_bench.config import StrictModel, load_yaml, validated
 from gradmem_bench.registry import recipe_folder
@@ -12,6 +12,9 @@ from gradmem_bench.registry import recipe_folder
 
 class PaperRow(StrictModel):
     """One number as it was published."""
+
+    # A page's data are JSON, which has no word for what is no number.
+    model_config = ConfigDict(allow_inf_nan=False)
 
     method: str
     task: str

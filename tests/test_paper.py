@@ -1,7 +1,8 @@
 import pytest
 
+from gradmem_bench.errors import UserError
 from gradmem_bench.metrics import METRICS
-from gradmem_bench.paper import paper_figure
+from gradmem_bench.paper import figures_of, paper_figure
 from gradmem_bench.registry import recipe_folder
 
 
@@ -30,3 +31,11 @@ def test_a_few_of_the_papers_numbers_stand_where_they_belong():
     }
     assert steps == {1: 0.318, 2: 0.728, 3: 0.815, 4: 0.899, 5: 0.899}
     assert {row.value for row in paper_figure("squad").rows if row.method == "GradMem K=5"} == {0.549}
+
+
+@pytest.mark.parametrize("wrong", ["value: .nan", "valeu: 1"])
+def test_what_is_no_number_and_what_is_no_key_are_refused(tmp_path, wrong):
+    (tmp_path / "paper").mkdir()
+    (tmp_path / "paper" / "a.yaml").write_text(f"figure: a\nrows: [{{method: x, task: y, metric: z, {wrong}}}]\n")
+    with pytest.raises(UserError, match="a.yaml"):
+        list(figures_of(tmp_path))
