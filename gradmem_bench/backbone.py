@@ -8,8 +8,6 @@ seen and positions are counted over what is not padding, so that a row's result 
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,57 +18,7 @@ from gradmem_bench import recurrence
 from gradmem_bench.batch import Tokens
 from gradmem_bench.cross_entropy import linear_cross_entropy
 from gradmem_bench.errors import UserError
-
-Cache = tuple[tuple[Tensor, Tensor], ...]
-"""Keys and values of each layer, each (B, kv_heads, P, head_dim); of a recurrent backbone a `recurrence.State`."""
-
-
-class LayerMemory(Protocol):
-    """A memory that each layer reads for itself."""
-
-    def read(self, layer: int, hidden: Tensor) -> Tensor:
-        """What is added to the input of a layer, (B, T, d) -> (B, T, d)."""
-
-    def select(self, rows: Tensor) -> "LayerMemory":
-        """The memories of the contexts `rows` (R,)."""
-
-
-@dataclass(frozen=True)
-class Prefix:
-    """What stands before the query, for B contexts: either `embeddings` or a `cache`.
-
-    Args:
-        mask: (B, P), bool; false where a row is shorter than the longest. A recurrent state has no positions: P is 0.
-        embeddings: (B, P, d), in the space of the backbone's input embeddings.
-        cache: the keys and values, or the recurrent state, that running the prefix would have produced.
-        layer_memory: read by every layer for each position that is run, those of `embeddings` among them.
-    """
-
-    mask: Tensor
-    embeddings: Tensor | None = None
-    cache: Cache | None = None
-    layer_memory: LayerMemory | None = None
-
-    def __post_init__(self) -> None:
-        if (self.embeddings is None) == (self.cache is None):
-            raise ValueError("a prefix is either embeddings or a cache")
-
-    def __len__(self) -> int:
-        return len(self.mask)
-
-    @property
-    def positions(self) -> Tensor:
-        """(B,), int64: READ positions of each context."""
-        return self.mask.sum(dim=1)
-
-    def select(self, rows: Tensor) -> "Prefix":
-        """The prefixes `rows` (R,), repeated where a context has several queries."""
-        return Prefix(
-            self.mask[rows],
-            None if self.embeddings is None else self.embeddings[rows],
-            None if self.cache is None else tuple((keys[rows], values[rows]) for keys, values in self.cache),
-            None if self.layer_memory is None else self.layer_memory.select(rows),
-        )
+from gradmem_bench.prefix import Cache, LayerMemory, Prefix
 
 
 class Backbone(nn.Module):
@@ -309,20 +257,35 @@ class Backbone(nn.Module):
             return Prefix(tokens.mask[:, :0], cache=cache)
         return Prefix(tokens.mask, cache=tuple((layer.keys, layer.values) for layer in cache.layers))
 
+    def run_once(self, prefix: Prefix) -> Prefix:
+        """The same prefix as the cache that running its embeddings leaves, for several queries of a context to share.
+
+        It is itself where there is nothing to share (a cache, a recurrent state, layers that read for themselves), and
+        where gradient checkpointing runs layers again, for which transformers keeps no cache.
+        """
+        nothing = prefix.embeddings is None or prefix.layer_memory is not None or not prefix.mask.shape[1]
+        if nothing or self.recurrent or self.model.is_activation_checkpointing:
+            return prefix
+        states, cache = self.hidden(prefix, prefix.embeddings[:, :0], prefix.mask[:, :0], keep_cache=True)
+        return Prefix(
+            prefix.mask,
+            cache=tuple((layer.keys, layer.values) for layer in cache.layers),
+            last=_last(states, prefix),
+        )
+
     def _predictors(
         self, prefix: Prefix, tokens: Tokens, keep_cache: bool = False
     ) -> tuple[Tensor, Tensor, DynamicCache | Cache | None]:
         """The hidden states that predict: (B, 1 + T, d), the prefix's last position and then each token's.
 
-        Also whether the first of them exists, (B,) bool: it does not behind an empty prefix, nor behind a cache.
+        Also whether the first of them exists, (B,) bool: it does not behind an empty prefix, nor behind a cache alone.
         """
         states, cache = self.hidden(prefix, self.embed(tokens.ids), tokens.mask, keep_cache)
         width = states.shape[1] - tokens.ids.shape[1]
-        if width == 0:
+        first = prefix.last if width == 0 else _last(states, prefix)
+        if first is None:
             exists = torch.zeros(len(states), dtype=torch.bool, device=states.device)
             return F.pad(states, (0, 0, 1, 0)), exists, cache
-        rows = torch.arange(len(states), device=states.device)
-        first = states[rows, (prefix.positions - 1).clamp(min=0)]
         return torch.cat([first[:, None], states[:, width:]], dim=1), prefix.positions > 0, cache
 
     # ------------------------------------------------------------------------------ losses and answers
@@ -387,3 +350,9 @@ class Backbone(nn.Module):
             last = states[:, 0]
         answers = torch.stack(chosen, dim=1).tolist()
         return [answer[: answer.index(self.end_id)] if self.end_id in answer else answer for answer in answers]
+
+
+def _last(states: Tensor, prefix: Prefix) -> Tensor:
+    """Of the hidden states that begin with a prefix's, (B, P + T, d), the one at its last position, (B, d)."""
+    rows = torch.arange(len(states), device=states.device)
+    return states[rows, (prefix.positions - 1).clamp(min=0)]

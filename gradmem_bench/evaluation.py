@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradmem_bench.backbone import Backbone, Prefix
+from gradmem_bench.backbone import Backbone
 from gradmem_bench.batch import Tokens
 from gradmem_bench.config import Budget, format_bytes
 from gradmem_bench.errors import UserError
 from gradmem_bench.methods.base import MemoryMethod
 from gradmem_bench.metrics import exact_match, f1
+from gradmem_bench.prefix import Prefix
 from gradmem_bench.results import ExampleRow
 from gradmem_bench.state import MemoryState
 from gradmem_bench.tasks.base import Query, Task

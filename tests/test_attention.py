@@ -8,8 +8,8 @@ from methods.matrix import BACKBONES, backbone, ids_of
 
 from gradmem_bench import attention as room
 from gradmem_bench.attention import attention, blockwise
-from gradmem_bench.backbone import Prefix
 from gradmem_bench.batch import Tokens
+from gradmem_bench.prefix import Prefix
 
 SCALE = 0.7
 

@@ -16,11 +16,12 @@ from transformers import (
     OPTConfig,
 )
 
-from gradmem_bench.backbone import Backbone, Prefix
+from gradmem_bench.backbone import Backbone
 from gradmem_bench.batch import Tokens
 from gradmem_bench.config import BackboneConfig
 from gradmem_bench.errors import UserError
 from gradmem_bench.loading import load_backbone
+from gradmem_bench.prefix import Prefix
 from gradmem_bench.state import MemoryState
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
@@ -115,14 +116,6 @@ def test_the_cache_given_to_a_read_is_not_changed_by_it():
     on.generate(prefix, Tokens.from_lists([query]), 4)
     after = [tensor for layer in prefix.cache for tensor in layer]
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
-
-
-def test_a_prefix_is_embeddings_or_a_cache():
-    mask = torch.ones(1, 2, dtype=torch.bool)
-    with pytest.raises(ValueError, match="either"):
-        Prefix(mask)
-    with pytest.raises(ValueError, match="either"):
-        Prefix(mask, embeddings=torch.zeros(1, 2, 4), cache=())
 
 
 def test_vectors_of_another_width_are_named():
@@ -246,3 +239,44 @@ def test_a_first_token_that_nothing_stands_before_costs_nothing_and_is_never_rig
     # A cache has no hidden state of its last position left to predict from.
     assert losses[0, 0] == 0
     torch.testing.assert_close(losses[0, 1:], plain_losses(on, other + text, 5), **CLOSE)
+
+
+@pytest.mark.parametrize("family", BACKBONES)
+def test_a_prefix_that_is_run_once_for_all_its_queries_costs_what_each_query_alone_does(family):
+    on = copy.deepcopy(backbone(family)).requires_grad_()
+    # The second context is shorter, and has the last of the three queries.
+    vectors = torch.stack([on.embed(torch.tensor(ids)) for ids in ids_of(on, 6, 6, seed=1)]).detach()
+    mask = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
+    queries, targets = ids_of(on, 4, 2, 3, seed=2), ids_of(on, 2, 3, 2, seed=3)
+
+    def losses(prefix: Prefix, owners: list[int], rows: list[int]) -> list[torch.Tensor]:
+        """Nats of each row's target behind its query, and behind none."""
+        behind, wanted = prefix.select(torch.tensor(owners)), Tokens.from_lists([targets[row] for row in rows])
+        asked, _ = on.token_losses(behind, Tokens.from_lists([queries[row] for row in rows]), wanted)
+        alone, _ = on.token_losses(behind, None, wanted)
+        return [one[: len(targets[row])] for both in (asked, alone) for one, row in zip(both, rows, strict=True)]
+
+    found = []
+    for once in (False, True):
+        leaf = vectors.clone().requires_grad_()
+        prefix = Prefix(mask, embeddings=leaf)
+        if once:
+            each = losses(on.run_once(prefix), [0, 0, 1], [0, 1, 2])
+        else:
+            pairs = [losses(prefix, [owner], [row]) for row, owner in enumerate((0, 0, 1))]
+            each = [one for both in zip(*pairs, strict=True) for one in both]
+        used = [leaf, *on.blocks.parameters()]
+        found.append([*each, *torch.autograd.grad(torch.cat(each).sum(), used)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, **CLOSE)
+
+
+def test_run_once_leaves_alone_what_holds_nothing_to_share():
+    on = backbone("llama")
+    memory, start = ids_of(on, 5, 1)
+    cached = prefixes(on, memory)["full_kv"]
+    nothing = Prefix(torch.ones(1, 0, dtype=torch.bool), embeddings=torch.zeros(1, 0, on.width))
+    armt = build("armt", on)
+    layered = armt.read(armt.write(Tokens.from_lists([memory])))
+    for prefix in (cached, nothing, layered):
+        assert on.run_once(prefix) is prefix

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 import torch
 
-from gradmem_bench.backbone import Prefix
 from gradmem_bench.batch import Batch, Tokens
 from gradmem_bench.conformance.law import Broken, NotTried, law
 from gradmem_bench.conformance.subject import Asked, Subject, answers, difference, gap, rebuilt, scales, what, write
 from gradmem_bench.errors import UserError
 from gradmem_bench.evaluation import Evaluator
 from gradmem_bench.methods.base import MemoryMethod
+from gradmem_bench.prefix import Prefix
 from gradmem_bench.state import MemoryState
 from gradmem_bench.tasks.base import Document, Query
 from gradmem_bench.tasks.batching import EncodedDocument

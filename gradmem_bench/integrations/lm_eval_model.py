@@ -18,7 +18,6 @@ from lm_eval.api.model import LM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from gradmem_bench import checkpoints
-from gradmem_bench.backbone import Prefix
 from gradmem_bench.batch import Tokens
 from gradmem_bench.config import Budget, fingerprint, parse_bytes, validated
 from gradmem_bench.errors import UserError
@@ -27,6 +26,7 @@ from gradmem_bench.experiment import Options, choose, longest_context
 from gradmem_bench.integrations import lm_eval_cache
 from gradmem_bench.loading import load_backbone, tokenizer_from_text
 from gradmem_bench.methods.base import MemoryMethod
+from gradmem_bench.prefix import Prefix
 from gradmem_bench.registry import resolve
 from gradmem_bench.tasks.base import Document
 from gradmem_bench.tasks.batching import EncodedDocument, continuations

@@ -17,12 +17,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from gradmem_bench.backbone import Backbone, Prefix
+from gradmem_bench.backbone import Backbone
 from gradmem_bench.batch import Tokens
 from gradmem_bench.config import Budget, StrictModel, format_bytes
 from gradmem_bench.errors import UserError
 from gradmem_bench.methods.base import Footprint, MemoryMethod
 from gradmem_bench.methods.vectors import MemoryVectors
+from gradmem_bench.prefix import Prefix
 from gradmem_bench.state import MemoryState
 
 _SHIFTS = 3

@@ -13,11 +13,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from gradmem_bench.backbone import Backbone, Prefix
+from gradmem_bench.backbone import Backbone
 from gradmem_bench.batch import Batch, Tokens
 from gradmem_bench.config import Budget, StateDtype, StrictModel
 from gradmem_bench.errors import UserError
 from gradmem_bench.micro_batches import in_micro_batches
+from gradmem_bench.prefix import Prefix
 from gradmem_bench.quantization import vector_bytes
 from gradmem_bench.state import MemoryState
 
@@ -132,7 +133,10 @@ class MemoryMethod(nn.Module, ABC):
     def _share(self, part: Batch, target_tokens: Tensor, contexts: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """What a part of a batch adds to the means over all of its target tokens, and of its contexts."""
         state = self.states(part.contexts)
-        mean = self.backbone.target_loss(self.read(state).select(part.context_of), part.queries, part.targets)
+        prefix = self.read(state)
+        if len(part.queries) > len(part):
+            prefix = self.backbone.run_once(prefix)
+        mean = self.backbone.target_loss(prefix.select(part.context_of), part.queries, part.targets)
         answer = mean * part.targets.mask.sum() / target_tokens
         weight = getattr(self.settings, "reconstruction_weight", 0.0)
         if not weight:

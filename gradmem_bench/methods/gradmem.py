@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gradmem_bench.attention import NAME as BLOCKWISE
 from gradmem_bench.attention import blockwise
-from gradmem_bench.backbone import Backbone, Prefix
+from gradmem_bench.backbone import Backbone
 from gradmem_bench.batch import Tokens
 from gradmem_bench.compiled import power_of_two_at_most
 from gradmem_bench.config import Budget
@@ -27,6 +27,7 @@ from gradmem_bench.methods.vectors import (
     vectors_footprint,
     vectors_prefix,
 )
+from gradmem_bench.prefix import Prefix
 from gradmem_bench.state import MemoryState
 
 _LARGE = 1 << 25

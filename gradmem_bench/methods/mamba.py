@@ -2,11 +2,12 @@
 
 import torch
 
-from gradmem_bench.backbone import Backbone, Prefix
+from gradmem_bench.backbone import Backbone
 from gradmem_bench.batch import Tokens
 from gradmem_bench.config import Budget, StrictModel, format_bytes
 from gradmem_bench.errors import UserError
 from gradmem_bench.methods.base import Footprint, MemoryMethod
+from gradmem_bench.prefix import Prefix
 from gradmem_bench.recurrence import state_shapes
 from gradmem_bench.state import MemoryState
 

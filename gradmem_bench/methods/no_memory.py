@@ -1,9 +1,10 @@
 """No memory: the query alone. The floor."""
 
-from gradmem_bench.backbone import Backbone, Prefix
+from gradmem_bench.backbone import Backbone
 from gradmem_bench.batch import Tokens
 from gradmem_bench.config import Budget, StrictModel
 from gradmem_bench.methods.base import Footprint, MemoryMethod
+from gradmem_bench.prefix import Prefix
 from gradmem_bench.state import MemoryState
 
 

@@ -7,7 +7,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from gradmem_bench.backbone import Backbone, Prefix
+from gradmem_bench.backbone import Backbone
 from gradmem_bench.batch import Tokens
 from gradmem_bench.config import Budget
 from gradmem_bench.methods.base import Footprint, MemoryMethod
@@ -20,6 +20,7 @@ from gradmem_bench.methods.vectors import (
     vectors_footprint,
     vectors_prefix,
 )
+from gradmem_bench.prefix import Prefix
 from gradmem_bench.state import MemoryState
 
 

@@ -4,11 +4,12 @@ from bisect import bisect_right
 
 from pydantic import Field
 
-from gradmem_bench.backbone import Backbone, Prefix
+from gradmem_bench.backbone import Backbone
 from gradmem_bench.batch import Tokens
 from gradmem_bench.config import Budget, StrictModel
 from gradmem_bench.errors import UserError
 from gradmem_bench.methods.base import Footprint, MemoryMethod
+from gradmem_bench.prefix import Prefix
 from gradmem_bench.state import MemoryState
 
 

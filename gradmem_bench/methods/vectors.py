@@ -6,10 +6,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from gradmem_bench.backbone import Backbone, Prefix
+from gradmem_bench.backbone import Backbone
 from gradmem_bench.config import Budget, StrictModel, format_bytes
 from gradmem_bench.errors import UserError
 from gradmem_bench.methods.base import Footprint
+from gradmem_bench.prefix import Prefix
 from gradmem_bench.quantization import vector_bytes
 
 Parameters = TypeVar("Parameters", bound=StrictModel)

@@ -3,10 +3,10 @@
 import torch
 from pydantic import Field
 
-from gradmem_bench.backbone import Prefix
 from gradmem_bench.config import StrictModel
 from gradmem_bench.errors import UserError
 from gradmem_bench.methods.base import Footprint, MemoryMethod
+from gradmem_bench.prefix import Prefix
 from gradmem_bench.state import MemoryState
 
 
