@@ -150,9 +150,9 @@ def test_runs_come_after_those_they_start_from_and_share_a_training():
 
 def test_a_plan_of_several_figures_counts_a_training_once():
     told = " ".join(command("reproduce", "fig4", "--dry-run").output.split())
-    first, second = re.findall(r"48 of 48 runs to make: (about \d+ min(?:; .*? above)?)\.", told)
-    assert second == "about 0 min; 12 of their trainings are counted above"
-    assert first != "about 0 min" and f"All figures: {first}." in told
+    first, second = re.findall(r"48 of 48 runs to make: (about [\d.]+ (?:s|min|h)(?:; .*? above)?)\.", told)
+    assert second == "about 0 s; 12 of their trainings are counted above"
+    assert first != "about 0 s" and f"All figures: {first}." in told
 
 
 def test_a_start_that_no_run_has_is_refused():

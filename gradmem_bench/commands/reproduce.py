@@ -163,10 +163,11 @@ def _list(
 
 
 def _time_of(runs: "list[Run]") -> str:
+    from gradmem_bench.reporting.tables import duration
     from gradmem_bench.reproduction import estimated_seconds
 
     seconds, unknown = estimated_seconds(runs)
-    parts = [f"about {seconds / 60:.0f} min"] if seconds or not unknown else []
+    parts = [f"about {duration(seconds)}"] if seconds or not unknown else []
     if unknown:
         parts.append(f"{unknown} training{'s' if unknown > 1 else ''} whose time was not measured")
     return ", and ".join(parts)

@@ -71,7 +71,8 @@ def _milliseconds(number: Callable[[RunRecord], float]) -> Callable[[Row], str]:
     return lambda row: figures(1000 * row.mean(number))
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds in the unit that reads best: `42 s`, `17 min`, `8.5 h`."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
@@ -80,7 +81,7 @@ def _duration(seconds: float) -> str:
 def _train(row: Row) -> str:
     if not row.seeds:
         return NOTHING
-    return f"{row.trained('steps'):,.0f}, {_duration(row.trained('seconds'))}"
+    return f"{row.trained('steps'):,.0f}, {duration(row.trained('seconds'))}"
 
 
 def _label(row: Row) -> str:
