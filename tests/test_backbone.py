@@ -273,7 +273,7 @@ def test_a_prefix_that_is_run_once_for_all_its_queries_costs_what_each_query_alo
 
 def test_run_once_leaves_alone_what_holds_nothing_to_share():
     on = backbone("llama")
-    memory, start = ids_of(on, 5, 1)
+    (memory,) = ids_of(on, 5)
     cached = prefixes(on, memory)["full_kv"]
     nothing = Prefix(torch.ones(1, 0, dtype=torch.bool), embeddings=torch.zeros(1, 0, on.width))
     armt = build("armt", on)

@@ -12,6 +12,7 @@ from gradmem_bench.errors import UserError
 from gradmem_bench.experiment import Known
 from gradmem_bench.paper import paper_figure
 from gradmem_bench.reconstruction import PARTS_FILE
+from gradmem_bench.registry import recipe_folder
 from gradmem_bench.reproduction import (
     SCALES,
     Archive,
@@ -318,3 +319,9 @@ def test_a_plan_tells_which_measurements_are_there(tmp_path):
     assert told.code == 0 and "runs to make" not in told.output
     text = " ".join(told.output.split())
     assert "--pairs 4 --steps 1 (there) python benchmarks/meta_gradient.py --pairs 8 --steps 1 1 of 2" in text
+
+
+def test_the_help_names_every_figure():
+    told = command("reproduce", "--help").output
+    folder = recipe_folder("experiment")
+    assert [path.stem for path in folder.glob("*.yaml") if not re.search(rf"\b{path.stem}\b", told)] == []
