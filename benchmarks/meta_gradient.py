@@ -91,10 +91,11 @@ def drive(arguments: argparse.Namespace) -> None:
 
 
 def predicted(naive_bytes: dict[int, int], steps: int) -> float:
-    """Bytes of a process of so many steps of the plain double backward, on the line through fewer; 0 without two."""
-    if len(naive_bytes) < 2:
+    """Bytes of a process of so many steps of the plain double backward, on the line through fewer, or through one and
+    nothing; 0 without any."""
+    if not naive_bytes:
         return 0
-    (first, low), *_, (last, high) = sorted(naive_bytes.items())
+    (first, low), *_, (last, high) = sorted((naive_bytes if len(naive_bytes) > 1 else {0: 0, **naive_bytes}).items())
     return HOLES * (low + (high - low) * (steps - first) / (last - first))
 
 
