@@ -30,10 +30,14 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from gradmem_bench.errors import UserError
+
 NAME = "gradmem_blockwise"
 """What transformers knows it by."""
 BLOCK_ELEMENTS, ON_GPU = 1 << 20, 1 << 25
 """Scores that exist at a time, of each kind; and on a GPU, which fewer do not keep busy."""
+_NOT_OURS = ("s_aux", "softcap", "position_bias")
+"""What some models of transformers hand to attention beside a mask and a scale, and which changes what it computes."""
 _TRACED_ROWS, _TRACED_BLOCKS = 112, 3
 """Rows that a block has at least where it is compiled, and blocks at most. On two CPU cores a step of 96 pairs takes
 0.86 of the time with three blocks, and not less with six, which take four times as long to compile as one."""
@@ -277,9 +281,14 @@ def _for_transformers(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    **_: Any,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: (B, H, S, e) in, (B, S, H, e) out; the mask comes from `_mask`."""
+    if unknown := [name for name in _NOT_OURS if others.get(name) is not None]:
+        raise UserError(
+            f"{type(module).__name__} attends with '{unknown[0]}', which attention in blocks does not know; name a "
+            "backbone without it."
+        )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     dropped = None
     if dropout and module.training:

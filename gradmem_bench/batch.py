@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -53,10 +54,17 @@ class Tokens:
         return Tokens(self.ids.to(device), self.mask.to(device))
 
     def select(self, rows: Tensor | slice) -> "Tokens":
-        """The sequences `rows` (B',), without columns that are padding in all of them."""
+        """The sequences `rows` (B',), without columns that are padding in all of them; on a GPU with them, for few
+        shapes to come and nothing to be waited for."""
         ids, mask = self.ids[rows], self.mask[rows]
-        width = int(mask.sum(dim=1).max()) if len(mask) else 0
+        width = ids.shape[1] if ids.is_cuda else int(mask.sum(dim=1).max()) if len(mask) else 0
         return Tokens(ids[:, :width], mask[:, :width])
+
+    def evened(self, multiple: int) -> "Tokens":
+        """Sequences of different lengths with so much more padding that their width is a multiple; those of one length
+        as they are."""
+        more = 0 if bool(self.mask.all()) else -self.ids.shape[1] % multiple
+        return Tokens(F.pad(self.ids, (0, more)), F.pad(self.mask, (0, more)))
 
     def then(self, other: "Tokens") -> "Tokens":
         """Each sequence followed by `other`'s of the same row, padded on the right again."""
@@ -91,6 +99,11 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         return Batch.from_tensors(*(tensor.to(device) for tensor in self.tensors()))
+
+    def evened(self, multiple: int) -> "Batch":
+        """The batch with each of its sides `evened`."""
+        sides = (one.evened(multiple) for one in (self.contexts, self.queries, self.targets))
+        return Batch(*sides, self.context_of)
 
     def tensors(self) -> list[Tensor]:
         """All that it is made of, in the order of `from_tensors`."""

@@ -107,8 +107,11 @@ def _trusted(
     if key not in seen:
         if not all(seen.values()):
             return False
-        fault = "contexts of too many lengths" if len(seen) >= _SHAPES else None
-        fault = fault or _fault(loss, memory, inputs, parameters, rounded)
+        if len(seen) >= _SHAPES:
+            # Python says it once.
+            warnings.warn(f"WRITE is compiled for {_SHAPES} shapes, and goes the plain way for more.", stacklevel=2)
+            return False
+        fault = _fault(loss, memory, inputs, parameters, rounded)
         seen[key] = fault is None
         if fault:
             warnings.warn(f"WRITE is not compiled: {fault}. The plain steps are used.", stacklevel=2)

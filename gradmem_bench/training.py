@@ -38,6 +38,8 @@ _STREAM = 1_000_000
 _BATCHES_SORTED = 8
 _SEED_STRIDE = 2**24
 """How far apart two seeds begin in a generated stream, in documents."""
+_MULTIPLE = 8
+"""Of which the widths of a ragged batch are on a GPU, where each new shape is compiled and recorded anew."""
 
 Autocast = Callable[[], AbstractContextManager]
 
@@ -184,6 +186,8 @@ class Trainer:
         self.terms: dict[str, Tensor] = {}
         self.gradient_norm = 0.0
         """Of the last step, before it was clipped."""
+        self.step_flops: int | None = None
+        """Of the last step that they were counted in; `None` is none yet."""
 
     # ------------------------------------------------------------------------------------------ resume
 
@@ -297,7 +301,7 @@ class Trainer:
                     last, progress.stopped_because = True, f"{config.seconds:g} seconds were spent"
                 validate = last or progress.step % config.evaluate_every == 0
                 if validate:
-                    self._validate(loss)
+                    self._validate(loss, last)
                 progress.seconds += time.perf_counter() - started
                 if validate:
                     self.save()
@@ -315,23 +319,26 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(progress.step)
         # FLOPs are counted once in each interval and taken for all of its steps: counting slows a step down.
-        counted = progress.step % config.evaluate_every == 0
-        size, totals = len(whole), []
+        counted = self.step_flops is None or progress.step % config.evaluate_every == 0
+        size, totals, terms = len(whole), [], {}
         counter = flop_counter() if counted else None
         pieces = -(-size // config.accumulation_steps)
         with counter or nullcontext():
             for start in range(0, size, pieces):
                 batch = whole.select(start, min(size, start + pieces)) if config.accumulation_steps > 1 else whole
+                if self.accelerator.device.type == "cuda":
+                    batch = batch.evened(_MULTIPLE)
                 batch = batch.to(self.accelerator.device)
-                share = batch.targets.mask.sum() / whole.targets.mask.sum()
                 with sdpa_kernel(SDPBackend.MATH) if counted else self.accelerator.autocast():
-                    loss = self.model(batch)
-                self.accelerator.backward(loss.total * share)
-                totals.append(loss.total.detach() * share)
-                self.terms = loss.parts
+                    loss = self.model(batch, whole) if config.accumulation_steps > 1 else self.model(batch)
+                self.accelerator.backward(loss.total)
+                totals.append(loss.total.detach())
+                terms = {name: term + terms.get(name, 0) for name, term in loss.parts.items()}
                 del loss  # What is left of its graph keeps the next one from being recorded (captured.py).
+        self.terms = terms
         if counter:
-            progress.flops += counter.get_total_flops() * min(config.evaluate_every, config.steps - progress.step)
+            self.step_flops = counter.get_total_flops()
+        progress.flops += self.step_flops
         norm = self.accelerator.clip_grad_norm_(self.parameters, config.max_grad_norm)
         # Read together: each reading waits for a GPU.
         total, norm = torch.stack([torch.stack(totals).sum(), norm]).tolist()
@@ -351,7 +358,7 @@ class Trainer:
         progress.tokens += int(tokens) * self.accelerator.num_processes
         return total
 
-    def _validate(self, loss: float) -> None:
+    def _validate(self, loss: float, last: bool) -> None:
         progress, config = self.progress, self.config
         stage = self.stages[progress.stage]
         score = stage.score(self.method, config, self.accelerator.autocast)
@@ -366,7 +373,7 @@ class Trainer:
             spent = progress.step - progress.stage_began
             done = score >= stage.until or (stage.steps is not None and spent >= stage.steps)
             # A training that ends here has ended in this stage, and was never trained on the next.
-            if done and progress.step < config.steps:
+            if done and not last:
                 progress.stage += 1
                 progress.stage_began = progress.step
                 captured.forget(self.method)

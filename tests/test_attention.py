@@ -5,10 +5,12 @@ from collections.abc import Callable
 import pytest
 import torch
 from methods.matrix import BACKBONES, backbone, ids_of
+from transformers import AutoModelForCausalLM, GptOssConfig
 
 from gradmem_bench import attention as room
 from gradmem_bench.attention import attention, blockwise
 from gradmem_bench.batch import Tokens
+from gradmem_bench.errors import UserError
 from gradmem_bench.prefix import Prefix
 
 SCALE = 0.7
@@ -142,3 +144,11 @@ def test_on_a_gpu_both_derivatives_are_those_of_eager_attention(groups):
         found.append([output, *first, *second])
     for ours, theirs in zip(found[1], found[0], strict=True):
         assert float((ours.double() - theirs).norm() / theirs.norm()) < 1e-5
+
+
+def test_a_model_whose_attention_is_more_than_a_softmax_of_scores_is_refused():
+    sizes = {"num_hidden_layers": 1, "hidden_size": 16, "head_dim": 8, "num_attention_heads": 2, "vocab_size": 32}
+    config = GptOssConfig(num_key_value_heads=1, num_local_experts=2, num_experts_per_tok=1, **sizes)
+    model = AutoModelForCausalLM.from_config(config)
+    with blockwise(model), pytest.raises(UserError, match="GptOssAttention attends with 's_aux'"):
+        model(torch.arange(4)[None])

@@ -77,3 +77,12 @@ def test_a_part_of_a_batch_keeps_the_queries_of_its_contexts(start, stop):
     assert [part.contexts.rows()[context] for context in part.context_of.tolist()] == [
         contexts[asked[row]] for row in kept
     ]
+
+
+def test_ragged_sequences_are_padded_to_a_multiple_and_even_ones_are_not():
+    ragged, even = Tokens.from_lists([[1, 2, 3], [4] * 9]), Tokens.from_lists([[1, 2, 3], [4, 5, 6]])
+    assert ragged.evened(8).ids.shape == (2, 16) and ragged.evened(3).ids.shape == (2, 9)
+    assert ragged.evened(8).rows() == ragged.rows()
+    batch = Batch(ragged, even, even, torch.tensor([0, 1])).evened(4)
+    assert (batch.contexts.ids.shape, batch.queries.ids.shape) == ((2, 12), (2, 3))
+    assert (batch.contexts.rows(), batch.targets.rows()) == (ragged.rows(), even.rows())

@@ -4,26 +4,20 @@ from itertools import chain
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from trainings import Recorder, kv_task, new_method, stage, trained, trainer
 
 from gradmem_bench import captured, checkpoints
 from gradmem_bench.batch import Batch
-from gradmem_bench.config import BackboneConfig, TrainingConfig
+from gradmem_bench.config import BackboneConfig
 from gradmem_bench.errors import UserError
 from gradmem_bench.evaluation import Evaluator
 from gradmem_bench.loading import load_backbone
 from gradmem_bench.methods.base import Loss
 from gradmem_bench.methods.full_kv import FullKV
 from gradmem_bench.methods.gradmem import GradMem, GradMemParameters
-from gradmem_bench.precision import accelerator_for
-from gradmem_bench.registry import recipe_folder
 from gradmem_bench.tasks.base import Document, Query
 from gradmem_bench.tasks.batching import encode_documents, training_batch
-from gradmem_bench.tasks.declaration import load_task
-from gradmem_bench.training import PROGRESS_FILE, Trainer, TrainingStage
-
-SMALL = {"pairs": 1, "key_length": 1, "value_length": 1, "alphabet": 8}
+from gradmem_bench.training import PROGRESS_FILE
 
 
 @pytest.fixture(autouse=True)
@@ -32,54 +26,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-class Recorder(FullKV):
-    """A full KV cache that keeps every training batch it was given."""
-
-    def __init__(self, backbone, parameters):
-        super().__init__(backbone, parameters)
-        self.batches: list[Batch] = []
-
-    def loss(self, batch: Batch) -> Loss:
-        self.batches.append(batch)
-        return super().loss(batch)
-
-    def contexts(self) -> list[list[str]]:
-        return [[self.backbone.decode(row) for row in batch.contexts.rows()] for batch in self.batches]
-
-
-def kv_task(**settings):
-    return load_task(recipe_folder("task") / "kv_retrieval.yaml", SMALL | settings)
-
-
-def new_method(method_class=Recorder, seed=0, device="cpu"):
-    torch.manual_seed(seed)
-    backbone = load_backbone(BackboneConfig(name="llama-1x32", init_std=0.1), kv_task().tokenizer(), device, seed)
-    return method_class(backbone, method_class.Parameters())
-
-
-def stage(method, task, documents=None, until=None, steps=None):
-    validation = encode_documents(task.documents("validation")[:32], task, method.backbone)
-    return TrainingStage(
-        task, task.documents("train") if documents is None else documents, validation, 100, until, steps
-    )
-
-
-def trainer(folder, method, stages, seed=0, device="cpu", **config) -> Trainer:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = accelerator_for(device, "float32", folder)
-    accelerator.init_trackers("tensorboard")
-    values = {"batch_size": 8, "warmup_steps": 0, "evaluate_every": 5, **config}
-    return Trainer(
-        method, stages, TrainingConfig(**values), seed, folder, accelerator, {"of": "this test"}, lambda *shown: None
-    )
-
-
-def trained(folder, task=None, documents=None, method=None, seed=0, **config) -> Recorder:
-    method = method or new_method()
-    trainer(folder, method, [stage(method, task or kv_task(), documents)], seed, **config).run()
-    return method
 
 
 @pytest.mark.gpu
@@ -136,6 +82,23 @@ def test_accumulated_micro_batches_make_the_whole_batchs_step(tmp_path, uneven):
     method.loss(training_batch(encoded, method.backbone.end_id)).total.backward()
     gradient = torch.cat([parameter.grad.flatten() for parameter in method.parameters()])
     torch.testing.assert_close(moments[0], 0.1 * gradient / max(1.0, float(gradient.norm())), rtol=1e-3, atol=1e-6)
+
+
+def test_accumulated_micro_batches_rebuild_each_context_as_the_whole_batch_does(tmp_path, uneven):
+    # Pieces of as many contexts have target tokens in other numbers, and what is rebuilt is a mean over contexts.
+    weights, terms = [], []
+    for pieces in (1, 4):
+        settings = GradMemParameters(memory_vectors=2, inner_steps=1, reconstruction_weight=2.0)
+        torch.manual_seed(0)
+        method = GradMem(new_method().backbone, settings)
+        config = {"steps": 2, "accumulation_steps": pieces, "learning_rate": 1e-3}
+        found = trainer(tmp_path / str(pieces), method, [stage(method, kv_task(), uneven)], **config)
+        progress = found.run()
+        terms.append({name: float(term) for name, term in found.terms.items()})
+        assert terms[-1]["answer"] + 2 * terms[-1]["reconstruction"] == pytest.approx(progress.history[-1]["loss"])
+        weights.append(torch.cat([tensor.flatten() for tensor in checkpoints.trained_tensors(method).values()]))
+    assert terms[1] == pytest.approx(terms[0], rel=1e-4)
+    torch.testing.assert_close(weights[1], weights[0], rtol=0, atol=1e-4)
 
 
 # ---------------------------------------------------------------------------------------- learning rate
@@ -294,11 +257,18 @@ def test_training_stops_when_its_seconds_are_spent_and_the_learning_rate_ends_wi
     assert found.learning_rate(9_999) == pytest.approx(1e-4 * found.config.learning_rate)
 
 
+def test_a_stage_that_is_learned_when_the_seconds_are_spent_is_the_last(tmp_path):
+    method = new_method()
+    stages = [stage(method, kv_task(), until=0.0), stage(method, kv_task(pairs=2))]
+    progress = trainer(tmp_path, method, stages, steps=10_000, seconds=1e-9).run()
+    assert (progress.step, progress.stage, progress.stopped_because) == (1, 0, "1e-09 seconds were spent")
+
+
 class Spoiled(Recorder):
     """Learns for 60 batches, then climbs the loss."""
 
-    def loss(self, batch: Batch) -> Loss:
-        loss = super().loss(batch)
+    def loss(self, batch: Batch, whole: Batch | None = None) -> Loss:
+        loss = super().loss(batch, whole)
         return loss if len(self.batches) <= 60 else Loss(-loss.total)
 
 
@@ -316,8 +286,8 @@ def test_the_best_weights_are_kept(tmp_path):
 class Diverging(Recorder):
     """Has no loss from the eighth batch on."""
 
-    def loss(self, batch: Batch) -> Loss:
-        loss = super().loss(batch)
+    def loss(self, batch: Batch, whole: Batch | None = None) -> Loss:
+        loss = super().loss(batch, whole)
         return loss if len(self.batches) < 8 else Loss(loss.total * float("nan"))
 
 
@@ -338,54 +308,6 @@ def test_a_loss_that_is_not_finite_stops_training_and_leaves_the_last_good_check
     with pytest.raises(UserError, match="stopped at step 8: .* there is no checkpoint yet"):
         found.run()
     assert not (tmp_path / "early" / PROGRESS_FILE).exists()
-
-
-# ----------------------------------------------------------------------------------------------- figures
-
-
-def test_tokens_queries_and_flops_are_counted(tmp_path):
-    method = new_method()
-    progress = trainer(tmp_path, method, [stage(method, kv_task(pairs=2))], steps=10).run()
-    assert (progress.contexts, progress.queries) == (80, 160)
-    # A context `!a:1!!b:2!|`; a query `?!a:`, a target and the end of text.
-    assert progress.tokens == 80 * 11 + 160 * (4 + 2)
-    # Two operations a weight of the layer's matrices forward, and four backward; but of a context only keys and values
-    # (2 x 32 x 32 weights) are used by anything. Each query row sees 17 positions.
-    layer = 4 * 32 * 32 + 3 * 32 * 128
-    contexts = 80 * 11 * (2 * layer + 4 * 2 * 32 * 32 + 4 * 11 * 32)
-    queries = 160 * 6 * (6 * layer + 12 * 17 * 32)
-    # The head of each of two tokens in its closed form: the logits twice, and a gradient each for input and weights.
-    head = 160 * 2 * 8 * 16 * 32
-    assert progress.flops == contexts + queries + head
-
-
-def test_layers_that_are_run_again_are_trained_alike_and_their_flops_counted(tmp_path):
-    found = []
-    for checkpointing in (False, True):
-        backbone = new_method().backbone
-        settings = GradMemParameters(inner_steps=2, order="first", gradient_checkpointing=checkpointing)
-        torch.manual_seed(0)
-        method = GradMem(backbone, settings)
-        progress = trainer(tmp_path / str(checkpointing), method, [stage(method, kv_task())], steps=5).run()
-        found.append((progress.flops, checkpoints.trained_tensors(method)))
-    assert 1.2 * found[0][0] < found[1][0] < 1.5 * found[0][0]
-    for name, tensor in found[0][1].items():
-        torch.testing.assert_close(found[1][1][name], tensor, rtol=1e-3, atol=1e-4)
-
-
-def test_the_log_holds_the_training_curve(tmp_path):
-    method = new_method()
-    found = trainer(tmp_path, method, [stage(method, kv_task())], steps=15, learning_rate=3e-3)
-    progress = found.run()
-    found.accelerator.end_training()
-    log = EventAccumulator(str(tmp_path / "tensorboard"))
-    log.Reload()
-    for name in ("loss", "score", "learning_rate"):
-        logged = [(event.step, event.value) for event in log.Scalars(name)]
-        assert logged == [(row["step"], pytest.approx(row[name])) for row in progress.history]
-    # The whole loss of this method is its answers'.
-    terms = [event.value for event in log.Scalars("loss/answer")]
-    assert terms == pytest.approx([row["loss"] for row in progress.history])
 
 
 def test_a_checkpoint_of_another_training_is_refused(tmp_path):

@@ -118,13 +118,18 @@ class MemoryMethod(nn.Module, ABC):
                 )
         return state
 
-    def loss(self, batch: Batch) -> Loss:
+    def loss(self, batch: Batch, whole: Batch | None = None) -> Loss:
         """Write once, read for every query: the mean cross-entropy (nats) over the tokens of all targets.
 
         A method with the setting `reconstruction_weight` adds so much of its mean reconstruction loss.
+
+        Args:
+            whole: the batch that `batch` is a part of, on any device: it is over its target tokens and its contexts
+                that the means run, so that the losses of its parts add up to its own. `None` is `batch` itself.
         """
-        target_tokens = batch.targets.mask.sum()
-        counts = target_tokens, torch.full_like(target_tokens, len(batch))
+        whole = whole or batch
+        target_tokens = whole.targets.mask.sum().to(batch.contexts.ids.device)
+        counts = target_tokens, torch.full_like(target_tokens, len(whole))
         size, on_gpu = self.micro_batch(batch.contexts) or len(batch), batch.contexts.ids.is_cuda
         if torch.is_grad_enabled() and (size < len(batch) or (on_gpu and self.recordable)):
             return Loss(*in_micro_batches(self, self._share, batch, counts, size, self.parameters()))
@@ -148,9 +153,9 @@ class MemoryMethod(nn.Module, ABC):
         """Contexts whose graphs exist at a time while a loss is differentiated; `None` is all."""
         return None
 
-    def forward(self, batch: Batch) -> Loss:
+    def forward(self, batch: Batch, whole: Batch | None = None) -> Loss:
         """The loss, under the name that data parallelism wraps."""
-        return self.loss(batch)
+        return self.loss(batch) if whole is None else self.loss(batch, whole)
 
     def reconstruction_losses(self, state: MemoryState, contexts: Tokens) -> Tensor | None:
         """(B, T): nats of each context token given the state and those before it, 0 at padding; `None` for a method

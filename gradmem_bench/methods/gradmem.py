@@ -93,7 +93,7 @@ class GradMemParameters(VectorParameters):
     script, on the loss before the last step."""
     gradient_checkpointing: bool = False
     """Whether layers keep only their inputs for the backward pass and are run again in it: less memory, more time.
-    Attention is then always differentiated in blocks. Paper: no."""
+    Attention is then always differentiated in blocks while training. Paper: no."""
 
     @model_validator(mode="after")
     def _says_nothing_in_vain(self) -> "GradMemParameters":
@@ -146,9 +146,21 @@ class GradMem(MemoryMethod):
         self.adapted: Backbone | None = None
         if parameters.write_lora_rank is not None:
             self.adapted = with_adapters(backbone, parameters.write_lora_rank, parameters.write_lora_alpha)
+        self._attention: str | None = None
+        """The backbone's own, where training sets another."""
         if parameters.gradient_checkpointing:
+            self._attention = backbone.model.config._attn_implementation
             for one in (backbone, self.writer):
                 _checkpoint_gradients(one)
+            self.train(self.training)
+
+    def train(self, mode: bool = True) -> "GradMem":
+        if self._attention is not None:
+            # With gradient checkpointing a layer is run again in a backward pass, where what `Descent` said of
+            # attention kernels no longer holds; what is evaluated, and measured, has the kernels of every method.
+            for one in (self.backbone, self.writer):
+                one.model.set_attn_implementation(BLOCKWISE if mode else self._attention)
+        return super().train(mode)
 
     @property
     def writer(self) -> Backbone:
@@ -195,8 +207,9 @@ class GradMem(MemoryMethod):
             return None
         positions = self.settings.memory_vectors + self.settings.write_control + contexts.ids.shape[1]
         most = (_HIDDEN_ON_GPU if on_gpu else _IN_CACHE) // (positions * self.backbone.width)
-        if on_gpu and engine in ("auto", "compiled"):
-            most = min(most, _SCORES_ON_GPU // (self.backbone.attention_heads * positions**2))
+        scores = self.backbone.attention_heads * positions**2
+        if scores and on_gpu and engine in ("auto", "compiled"):
+            most = min(most, _SCORES_ON_GPU // scores)
         return power_of_two_at_most(max(1, most))
 
     def write(self, contexts: Tokens) -> MemoryState:
@@ -250,5 +263,3 @@ def _checkpoint_gradients(backbone: Backbone) -> None:
         raise UserError(f"{type(model).__name__} has no gradient_checkpointing; set it to false.")
     # Dropout is 0, so that there is no chance to repeat; to ask the device for its state would be to wait for it.
     model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
-    # A layer is run again in a backward pass, where what `Descent` said of attention kernels no longer holds.
-    model.set_attn_implementation(BLOCKWISE)

@@ -7,7 +7,8 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from methods.matrix import EVERY_BACKBONE, METHODS, families, key_value_task
+from methods.matrix import EVERY_BACKBONE, METHODS, build, families, key_value_task
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import masking_utils
 
@@ -69,3 +70,15 @@ def test_a_loss_and_its_gradient_stay_on_the_device(case, monkeypatch):
         state = method.eval().write(batch.contexts)
         # A state of no bytes is an empty text, which stands on the CPU.
         assert name == "no_memory" or {one.device.type for one in state.tensors.values()} == {"meta"}
+
+
+def test_on_a_gpu_few_contexts_of_many_positions_are_worked_on_at_a_time():
+    # 2^22 numbers of hidden states, and 2^25 scores of all heads: 4 of them, and none where there is no attention.
+    for family, most in (("gpt2", [512, 8, 1]), ("mamba", [1024, 128, 16])):
+        method = build("gradmem", load_backbone(EVERY_BACKBONE[family], key_value_task().tokenizer(), "cpu", seed=3))
+        with FakeTensorMode():
+            sizes = []
+            for length in (125, 1021, 8189):
+                ids = torch.zeros(2, length, dtype=torch.int64, device="cuda")
+                sizes.append(method.micro_batch(Tokens(ids, ids == 0)))
+        assert sizes == most
