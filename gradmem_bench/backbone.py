@@ -121,7 +121,7 @@ class Backbone(nn.Module):
 
     @property
     def kv_bytes_per_position(self) -> int:
-        """`2 · layers · kv_heads · head_dim · itemsize`: what one position holds in memory while READ runs."""
+        """`2 · layers · kv_heads · head_dim · itemsize`: what one position holds, in the precision of the weights."""
         if self.recurrent:
             return 0
         itemsize = next(self.model.parameters()).element_size()
@@ -331,8 +331,15 @@ class Backbone(nn.Module):
         return self.text_losses(prefix, text, head).sum(dim=1) / text.lengths.clamp(min=1)
 
     @torch.no_grad()
-    def generate(self, prefix: Prefix, queries: Tokens, max_new_tokens: int) -> list[list[int]]:
-        """Greedy continuations of each query behind its prefix, up to (without) the end-of-text token."""
+    def generate(
+        self, prefix: Prefix, queries: Tokens, max_new_tokens: int, all_tokens: bool = False
+    ) -> list[list[int]]:
+        """Greedy continuations of each query behind its prefix, up to (without) the end-of-text token.
+
+        Args:
+            all_tokens: whether all `max_new_tokens` are made even where every row has ended before, as what it costs
+                should not depend on what is said.
+        """
         states, _, cache = self._predictors(prefix, queries, keep_cache=True)
         rows = torch.arange(len(queries), device=states.device)
         last = states[rows, queries.lengths]
@@ -343,7 +350,7 @@ class Backbone(nn.Module):
             token = self.head(last).argmax(dim=-1)
             finished = finished | (token == self.end_id)
             chosen.append(token)
-            if bool(finished.all()) or step == max_new_tokens - 1:
+            if step == max_new_tokens - 1 or (not all_tokens and bool(finished.all())):
                 break
             mask = F.pad(mask, (0, 1), value=True)
             states, cache = self._run(self.embed(token[:, None]), mask, cache, prefix.layer_memory)

@@ -114,6 +114,16 @@ class Evaluator:
         self._check_positions(int(prefix.positions.max()))
         return prefix
 
+    @torch.no_grad()
+    def kv_bytes_per_position(self) -> int:
+        """What one position holds in memory while READ runs, in the precision that `autocast` leaves a cache in; 0
+        for a recurrent backbone."""
+        if self.backbone.recurrent:
+            return 0
+        with self.autocast():
+            cache = self.backbone.prefill(Tokens.repeated([0], 1, self.backbone.device)).cache
+        return sum(part.nbytes for layer in cache for part in layer)
+
     def generate(self, prefix: Prefix, queries: Tokens, max_new_tokens: int) -> list[list[int]]:
         """The ids that answer each query behind its prefix."""
         with self.autocast():

@@ -2,6 +2,7 @@
 
 FLOPs are those of a context of median length alone, counted with attention as plain products, which a counter sees.
 Seconds are those of a whole batch by the fastest kernels, warmed up and synchronised with the device, over its rows.
+READ makes the same number of tokens everywhere, those of the sample's longest answer with its end.
 Peak memory is taken in a pass of its own.
 """
 
@@ -14,7 +15,6 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gradmem_bench.backbone import Backbone
 from gradmem_bench.batch import Tokens
 from gradmem_bench.captured import SIGHTS, as_it_stands
 from gradmem_bench.config import Budget, StateDtype
@@ -64,7 +64,7 @@ class Sample:
     contexts: Tokens
     queries: Tokens
     answer_tokens: int
-    """The most tokens to generate."""
+    """How many tokens are generated."""
 
     @classmethod
     def of(cls, documents: Sequence[EncodedDocument], answer_tokens: int, device: torch.device) -> "Sample":
@@ -105,7 +105,7 @@ def measure(
     report(PHASES[0])
     write = _write(evaluator, sample)
     report(PHASES[1])
-    own = _read(evaluator, sample, write)
+    own, kept = _read(evaluator, sample, write), evaluator.kv_bytes_per_position()
 
     def other(method_class: type[MemoryMethod], writes: bool) -> Alternative:
         try:
@@ -113,7 +113,7 @@ def measure(
             asked = Evaluator(
                 method, evaluator.task, evaluator.batch_size, Budget(state_dtype=dtype), evaluator.autocast
             )
-            return _alternative(own, _read(asked, sample, _write(asked, sample) if writes else None), backbone)
+            return _alternative(own, _read(asked, sample, _write(asked, sample) if writes else None), kept)
         except UserError as error:
             # Text takes more positions than the memory that stands for it, and may not fit where that does.
             nothing = Quantity(value=None, reason=str(error))
@@ -142,21 +142,21 @@ def measure(
         reread_text=reread_text,
         keep_kv_cache=keep_kv_cache,
     )
-    return costs, measured_footprint(own.state_bytes, own.read_positions, lengths, backbone, dtype)
+    return costs, measured_footprint(own.state_bytes, own.read_positions, lengths, kept, dtype)
 
 
 def measured_footprint(
     state_bytes: Sequence[int],
     read_positions: Sequence[int],
     tokens: Sequence[int],
-    backbone: Backbone,
+    kv_bytes_per_position: int,
     dtype: StateDtype,
 ) -> MeasuredFootprint:
     """What states cost that were stored as `dtype`; one number of each kind for each context."""
     return MeasuredFootprint(
         state_bytes=Measured.of(state_bytes),
         read_positions=Measured.of(read_positions),
-        read_kv_bytes=Measured.of([count * backbone.kv_bytes_per_position for count in read_positions]),
+        read_kv_bytes=Measured.of([count * kv_bytes_per_position for count in read_positions]),
         context_tokens=sum(tokens) / len(tokens),
         bytes_per_context_token=sum(state_bytes) / sum(tokens),
         state_dtype=dtype,
@@ -177,7 +177,11 @@ def _read(evaluator: Evaluator, sample: Sample, write: PhaseCosts | None) -> Pha
 
     def read(part: Sample) -> None:
         held = [states[document.document.id] for document in part.documents]
-        evaluator.generate(evaluator.read_prefix(held), part.queries, part.answer_tokens)
+        prefix = evaluator.read_prefix(held)
+        with evaluator.autocast():
+            # As many tokens whatever the weights say: where an answer ends is no matter of what READ costs, and the
+            # alternatives are read by weights that were trained behind another prefix.
+            evaluator.backbone.generate(prefix, part.queries, part.answer_tokens, all_tokens=True)
 
     return Phases(write, phase_costs(read, sample), written.state_bytes, positions)
 
@@ -242,7 +246,7 @@ def _peak_bytes(run: Callable[[], Any], device: torch.device) -> Quantity:
 # ------------------------------------------------------------------------------------------ what pays
 
 
-def _alternative(own: Phases, other: Phases, backbone: Backbone) -> Alternative:
+def _alternative(own: Phases, other: Phases, kv_bytes_per_position: int) -> Alternative:
     def saved(mine: Sequence[int], theirs: Sequence[int], unit: int) -> Quantity:
         return Quantity(value=(sum(theirs) - sum(mine)) * unit / len(mine))
 
@@ -252,7 +256,7 @@ def _alternative(own: Phases, other: Phases, backbone: Backbone) -> Alternative:
         break_even_flops=_break_even_flops(own, other),
         break_even_seconds=_break_even_seconds(own, other),
         state_bytes_saved=saved(own.state_bytes, other.state_bytes, 1),
-        read_kv_bytes_saved=saved(own.read_positions, other.read_positions, backbone.kv_bytes_per_position),
+        read_kv_bytes_saved=saved(own.read_positions, other.read_positions, kv_bytes_per_position),
     )
 
 

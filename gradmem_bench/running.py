@@ -81,7 +81,7 @@ def perform(plan: Plan, output: Path, display: RunDisplay) -> RunRecord:
         swap = swap_test(evaluator, encoded[:_SWAPPED_DOCUMENTS])
     with display.measuring() as report:
         costs, _ = measure(evaluator, encoded, report)
-    record = _record(plan, backbone, rows, swap, costs, training)
+    record = _record(plan, evaluator, rows, swap, costs, training)
     write_record(record, folder)
     display.finished(record, folder)
     return record
@@ -294,7 +294,7 @@ def _backbone_record(backbone: Backbone) -> BackboneRecord:
 
 def _record(
     plan: Plan,
-    backbone: Backbone,
+    evaluator: Evaluator,
     rows: Sequence[ExampleRow],
     swap: SwapTest,
     costs: Costs,
@@ -307,7 +307,7 @@ def _record(
         [row.state_bytes for row in contexts],
         [row.read_positions for row in contexts],
         [row.context_tokens for row in contexts],
-        backbone,
+        evaluator.kv_bytes_per_position(),
         plan.budget.state_dtype,
     )
     metrics = metric_results(rows)
@@ -332,7 +332,7 @@ def _record(
         code=code_version(),
         method=_method_record(plan),
         task=task,
-        backbone=_backbone_record(backbone),
+        backbone=_backbone_record(evaluator.backbone),
         budget=plan.budget if plan.budget != Budget() else None,
         footprint=footprint,
         metrics=metrics,
@@ -340,6 +340,6 @@ def _record(
         costs=costs,
         capacity=capacity(plan.task, metrics["exact_match"], footprint.state_bytes.mean),
         training=training,
-        environment=environment(str(backbone.device), options.dtype),
+        environment=environment(str(evaluator.backbone.device), options.dtype),
     )
     return record.model_copy(update={"seal": seal(rows, record)})

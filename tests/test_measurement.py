@@ -1,5 +1,6 @@
 import math
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -89,6 +90,27 @@ def test_flops_do_not_depend_on_the_batch_where_nothing_is_padding():
     one, four = (measured(build("gradmem", backbone("gpt2")), size)[0] for size in (1, 4))
     assert (one.batch_size, four.batch_size) == (1, 4)
     assert one.write.flops == four.write.flops and one.read.flops == four.read.flops
+
+
+def test_what_reading_costs_does_not_depend_on_when_the_weights_end_an_answer():
+    on = load_backbone(BackboneConfig(name="llama-1x32"), TASK.tokenizer(), "cpu", 0)
+    long, _, _ = measured(build("rmt", on))
+    # The first of equal logits is chosen, and it ends the text: every answer is empty.
+    on.tokenizer.eos_token = on.tokenizer.convert_ids_to_tokens(0)
+    with torch.no_grad():
+        on.head.weight.zero_()
+    short, _, _ = measured(build("rmt", on))
+    for one, other in ((long, short), (long.reread_text, short.reread_text), (long.keep_kv_cache, short.keep_kv_cache)):
+        assert one.read.flops == other.read.flops
+
+
+def test_layers_that_training_runs_again_cost_nothing_at_evaluation():
+    found = []
+    for checkpointing in (False, True):
+        on = load_backbone(BackboneConfig(name="gpt2-2x32"), TASK.tokenizer(), "cpu", 0)
+        found.append(measured(build("gradmem", on, gradient_checkpointing=checkpointing))[0])
+    plain, again = found
+    assert plain.write.flops == again.write.flops and plain.read.flops == again.read.flops
 
 
 # ------------------------------------------------------------------------------------- times and memory
@@ -218,6 +240,17 @@ def test_the_bytes_that_read_holds_are_those_of_the_cache_it_makes(family, name)
 
 def layer_length(cache) -> int:
     return cache.layers[0].keys.shape[2]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_under_autocast_a_cache_is_as_large_as_the_state_that_keeps_it(family):
+    on = backbone(family)
+    encoded = encode_documents(TASK.documents("test")[:2], TASK, on)
+    autocast = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
+    _, footprint = measure(Evaluator(build("full_kv", on), TASK, 2, autocast=autocast), encoded, lambda phase: None)
+    assert footprint.read_kv_bytes == footprint.state_bytes
+    # GPT-2 keeps two bytes a number; rotary positions leave keys in four.
+    assert footprint.read_kv_bytes.mean == T * on.kv_bytes_per_position / (2 if family == "gpt2" else 1)
 
 
 def test_bytes_saved_are_against_the_text_and_a_cache_of_the_same_dtype():
