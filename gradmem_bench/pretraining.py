@@ -146,7 +146,8 @@ def perform(plan: Pretraining, output: Path, display: RunDisplay) -> dict[str, A
     """Trains what is missing of it, and leaves a Hugging Face folder with its record in `output`.
 
     Raises:
-        UserError: training diverged, there is too little text, or `output` holds another pretraining.
+        UserError: training diverged, there is too little text, or `output` holds another pretraining or
+            a model.
     """
     code_version()  # What the record will name is what is loaded now.
     configuration = plan.configuration()
@@ -157,6 +158,9 @@ def perform(plan: Pretraining, output: Path, display: RunDisplay) -> dict[str, A
             raise UserError(f"{output} holds another pretraining; name another --output or remove it.")
         display.note(f"done before, in {output}")
         return record
+    held = sorted(file.name for pattern in ("config.json", "*.safetensors") for file in output.glob(pattern))
+    if held and PROGRESS_FILE not in held:
+        raise UserError(f"{output} holds a model that was not made here ({held[0]}); name another --output.")
     config, length = plan.training, plan.recipe.sequence_tokens
     accelerator = accelerator_for(plan.device, plan.dtype, output)
     torch.manual_seed(plan.seed)

@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 from contextlib import contextmanager, nullcontext
 
 import huggingface_hub.constants
@@ -7,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate.state import AcceleratorState
-from commands import command
+from commands import command, files
 from methods.matrix import byte_tokenizer
 from rich.console import Console
 from transformers import AutoModelForCausalLM
@@ -125,12 +126,25 @@ def test_a_killed_pretraining_goes_on_to_the_same_weights(texts, preset, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         pretrained(preset, texts, tmp_path / "killed", KilledAt(27))
     assert (tmp_path / "killed" / PROGRESS_FILE).exists() and not (tmp_path / "killed" / RECORD_FILE).exists()
+    # As if it had been killed behind the model and before its record.
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(tmp_path / "whole" / name, tmp_path / "killed")
     resumed = pretrained(preset, texts, tmp_path / "killed")
     for key in ("weights_hash", "bits_per_byte", "steps", "tokens", "best_step"):
         assert resumed[key] == whole[key], key
     assert [(row["loss"], row["score"]) for row in resumed["history"]] == [
         (row["loss"], row["score"]) for row in whole["history"]
     ]
+
+
+@pytest.mark.parametrize("held", [["config.json"], ["model.safetensors"], ["a.safetensors", "config.json"]])
+def test_a_model_that_lies_in_the_output_is_left_as_it_is(texts, preset, tmp_path, held):
+    for name in held:
+        (tmp_path / name).write_text(name)
+    before = files(tmp_path)
+    with pytest.raises(UserError, match=f"holds a model that was not made here .{min(held)}.; name another --output"):
+        pretrained(preset, texts, tmp_path, training={"steps": 1})
+    assert files(tmp_path) == before
 
 
 @pytest.mark.parametrize("shape", ["gpt2-1x32", "mamba-1x32"])
