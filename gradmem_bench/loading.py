@@ -54,8 +54,18 @@ def load_backbone(
     preset = _PRESET.fullmatch(config.name)
     if preset and not Path(config.name).exists():
         return _random(config, preset, task_tokenizer, device, seed)
-    built_in = recipe_folder("backbone") / config.name
-    return _pretrained(config, str(built_in) if built_in.is_dir() else config.name, device)
+    return _pretrained(config, _where(config.name), device)
+
+
+def recorded_name(name: str) -> str:
+    """What a record calls the backbone `name`: of a folder it is the last part, wherever the folder stands."""
+    where = Path(_where(name))
+    return where.resolve().name if where.is_dir() else name
+
+
+def _where(name: str) -> str:
+    built_in = recipe_folder("backbone") / name
+    return str(built_in) if built_in.is_dir() else name
 
 
 def _random(
@@ -160,11 +170,11 @@ def _pretrained(config: BackboneConfig, where: str, device: str) -> Backbone:
     if missing:
         # transformers would draw them at random.
         raise UserError(f"The weights of {config.name} are incomplete: '{min(missing)}' is not among them.")
-    local = Path(where).is_dir()
+    local, name = Path(where).is_dir(), recorded_name(config.name)
     identity = {
-        "name": Path(where).resolve().name if local else config.name,
+        "name": name,
         "revision": None if local else getattr(shape, "_commit_hash", None),
-        "tokenizer": Path(where).resolve().name if local else config.name,
+        "tokenizer": name,
         "weights_hash": "meta" if device == "meta" else weights_hash(model),
     }
     return Backbone(model.to(device), _tokenizer(where, config.revision), identity)

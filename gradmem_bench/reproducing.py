@@ -84,17 +84,16 @@ class Maker:
         return reasons
 
     def _resolved(self, run: Run, load: Path | None) -> Plan:
+        method, task = resolve("method", run.method), resolve("task", run.task)
         options = Options(
             backbone=run.backbone,
-            settings=run.assignments(),
-            methods=(run.method,),
+            settings=run.assignments(method.name),
             load=load,
             limit=run.limit,
             seed=run.seed,
             device=self.device,
             dtype=run.dtype,
         )
-        method, task = resolve("method", run.method), resolve("task", run.task)
         # A hub that does not answer is asked once, and not for every run.
         asked = run.task, run.backbone or ""
         if asked in self._unreadable:

@@ -19,7 +19,6 @@ from gradmem_bench.config import (
     TrainingConfig,
     load_yaml,
     merge,
-    parse_assignments,
     validated,
 )
 from gradmem_bench.errors import UserError, did_you_mean
@@ -54,8 +53,9 @@ class Group(StrictModel):
     name: str
     """The row in the table; the published row of this method and setting stands beside it."""
     method: str
+    """As `--method` takes it."""
     task: str | None = None
-    """In place of the scale's."""
+    """As `--task` takes it, in place of the scale's."""
     paper_name: str | None = None
     """The published row's name, where what is run here has another."""
     paper_task: str | None = None
@@ -163,8 +163,8 @@ class Run:
 
     @property
     def row(self) -> tuple[Any, ...]:
-        """What runs that differ in nothing but the seed have in common."""
-        return self.name, self.paper_task, tuple(self.setting.items())
+        """What runs that differ in nothing but the seed have in common, hashable."""
+        return self.name, self.paper_task, _hashable(tuple(self.setting.items()))
 
     @property
     def training(self) -> tuple[Any, ...]:
@@ -173,13 +173,13 @@ class Run:
         trained = {name: value for name, value in self.settings.items() if name not in self.evaluation}
         return (*key, repr(sorted(trained.items())), self.start and self.start.training)
 
-    def assignments(self) -> tuple[str, ...]:
-        """The settings as `--set` takes them, a parameter under its method's name."""
+    def assignments(self, method: str) -> tuple[str, ...]:
+        """The settings as `--set` takes them, a parameter under the name that the method's recipe has."""
         import json
 
         sections = ("task.", "training.", "backbone.")
         return tuple(
-            f"{key if key.startswith(sections) else f'{self.method}.{key}'}={json.dumps(value)}"
+            f"{key if key.startswith(sections) else f'{method}.{key}'}={json.dumps(value)}"
             for key, value in self.settings.items()
         )
 
@@ -191,7 +191,9 @@ def expand(scale: Scale) -> list[Run]:
         UserError: a run starts from one that the scale does not have.
     """
     listed = {
-        (group.name, group.task, *key): (group, *key) for group in scale.runs for key in _combinations(group, scale)
+        (group.name, group.task, *map(_hashable, key)): (group, *key)
+        for group in scale.runs
+        for key in _combinations(group, scale)
     }
     made: dict[tuple[Any, ...], Run] = {}
 
@@ -204,7 +206,7 @@ def expand(scale: Scale) -> list[Run]:
             if rule.of.items() <= dict(axes).items():
                 other = rule.name or group.name
                 start_axes = tuple((name, rule.at.get(name, dict(axes).get(name))) for name in _axes(other, scale))
-                wanted = (other, group.task, start_axes, (), seed)
+                wanted = (other, group.task, _hashable(start_axes), (), seed)
                 if wanted not in listed:
                     raise UserError(
                         f"{group.name} at {dict(axes)} starts from {other} at {dict(start_axes)}, seed {seed}, which "
@@ -252,6 +254,13 @@ def _axes(name: str, scale: Scale) -> Iterable[str]:
     return next((group.axes for group in scale.runs if group.name == name), ())
 
 
+def _hashable(value: Any) -> Any:
+    """`value` with its lists as tuples and its mappings as tuples of pairs; what was equal stays so."""
+    if isinstance(value, dict):
+        return tuple((name, _hashable(one)) for name, one in sorted(value.items()))
+    return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
+
+
 # -------------------------------------------------------------------------------- what is there already
 
 
@@ -291,7 +300,7 @@ class Archive:
         if training is None or training.seed != run.seed or record.task.limit != run.limit:
             return False
         task, backbone = expected["task"], expected["backbone"]
-        if record.method.implementation != expected["class"] or record.backbone.name != backbone.name:
+        if record.method.implementation != expected["class"] or record.backbone.name != expected["backbone_name"]:
             return False
         begun = training.initial_checkpoint
         if (start is None) != (begun is None) or (start is not None and not begun.startswith(start)):
@@ -327,26 +336,29 @@ def _agree(found: Mapping[str, Any], expected: Mapping[str, Any], defaults: Mapp
 
 def expected_of(run: Run, known: "Known") -> dict[str, Any]:
     """What a record of this run says of itself; raises UserError for a name or a setting that is wrong."""
-    from gradmem_bench.registry import load_object, method_recipe, resolve
+    from gradmem_bench.experiment import Options, choose
+    from gradmem_bench.loading import recorded_name
+    from gradmem_bench.registry import located, resolve
 
     entry = resolve("method", run.method)
-    recipe = method_recipe(entry)
-    kind = load_object(recipe.implementation, entry).Parameters
-    given = parse_assignments(list(run.assignments()))
-    started = parse_assignments(list(run.start.assignments())).get(run.start.method, {}) if run.start else {}
-    parameters = merge(merge(recipe.parameters, started), given.get(run.method, {}))
-    task = known.task(Path(resolve("task", run.task).target), given.get("task", {}))
-    training = merge(task.metadata.get("training", {}), merge(recipe.training, given.get("training", {})))
-    backbone = {"name": run.backbone} if run.backbone else task.metadata.get("backbone", {})
-    where = f"'{run.name}'"
+    started = run.start.assignments(entry.name) if run.start else ()
+    # A checkpoint brings the parameters of its method, and nothing else.
+    brought = [one for one in started if one.startswith(f"{entry.name}.")]
+    chosen = choose(entry, Options(backbone=run.backbone, settings=(*brought, *run.assignments(entry.name))))
+    task = known.task(Path(located(resolve("task", run.task)).target), chosen.sections["task"])
+    training = merge(task.metadata.get("training", {}), merge(chosen.recipe.training, chosen.sections["training"]))
+    unnamed = f"The task {task.name} names no backbone of its own; give '{run.name}' one."
+    backbone = chosen.backbone(task.metadata.get("backbone", {}), unnamed)
     return {
-        "class": recipe.implementation,
-        "parameters": validated(kind, parameters, where).model_dump(mode="json"),
-        "parameter_defaults": kind().model_dump(mode="json"),
-        "training": validated(TrainingConfig, training, where).model_dump(mode="json"),
+        "class": chosen.recipe.implementation,
+        "parameters": chosen.parameters.model_dump(mode="json"),
+        # One that has no default is in every record.
+        "parameter_defaults": chosen.method_class.Parameters.model_construct().model_dump(mode="json"),
+        "training": validated(TrainingConfig, training, f"'{run.name}'").model_dump(mode="json"),
         "training_defaults": TrainingConfig().model_dump(mode="json"),
         "task": task,
-        "backbone": validated(BackboneConfig, merge(backbone, given.get("backbone", {})), where),
+        "backbone": backbone,
+        "backbone_name": recorded_name(backbone.name),
     }
 
 

@@ -18,8 +18,23 @@ def environment(tmp_path_factory) -> Environment:
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
         (info / "entry_points.txt").write_text(f"[gradmem_bench.methods]\n{point}\n")
+    (made.folder / "own.yaml").write_text(OWN)
     return made
 
+
+OWN = """
+figure: own
+title: What a package brings
+scales:
+  tiny:
+    about: For a test.
+    task: last_symbol
+    limit: 8
+    settings: {training.steps: 1, training.evaluate_every: 1}
+    runs:
+      - {name: by four, method: strided_by_four, settings: {max_tokens: 5}}
+      - {name: a name of two, method: example-memory:strided, settings: {max_tokens: 2}}
+"""
 
 COMMANDS = {
     "methods": ["list", "methods"],
@@ -28,6 +43,8 @@ COMMANDS = {
     "run": ["run", "--method=example-memory:strided", "--method=strided_by_four", "--task=last_symbol"]
     + ["--max-positions=4", "--limit=8"],
     "check": ["check", "example-memory:strided", "--backbone=llama-1x32"],
+    "made": ["reproduce", "own.yaml", "--output=own"],
+    "made again": ["reproduce", "own.yaml", "--output=own", "--dry-run"],
 }
 SCRIPT = """
 import json, sys
@@ -80,6 +97,15 @@ def test_its_methods_run_on_its_task(environment, outcomes):
     # What its YAML says is used and recorded.
     assert made["strided_by_four"]["method"]["citation"] == "Nobody, Nowhere, 2026"
     assert made["strided_by_four"]["training"]["config"]["learning_rate"] == 1e-3
+
+
+def test_a_figure_is_made_of_what_packages_bring(environment, outcomes):
+    done = outcomes["made"]
+    assert (done.code, done.errors) == (0, "") and "0 of their runs missing" in done.output
+    records = [json.loads(path.read_text()) for path in (environment.folder / "own").rglob("run.json")]
+    made = {record["method"]["name"]: record["method"]["parameters"] for record in records}
+    assert made == {"strided_by_four": {"stride": 4, "max_tokens": 5}, "strided": {"stride": 2, "max_tokens": 2}}
+    assert "0 of 2 runs to make" in outcomes["made again"].output
 
 
 def test_its_method_keeps_the_laws(outcomes):

@@ -146,7 +146,24 @@ def test_runs_come_after_those_they_start_from_and_share_a_training():
     assert runs[0].training == runs[3].training != runs[1].training == runs[2].training
     # Two trainings of a minute each; the times of the others were not measured.
     assert estimated_seconds(runs) == (120, 2)
-    assert "gradmem.inner_steps=1" in runs[0].assignments() and "task.pairs=2" in runs[0].assignments()
+    told = runs[0].assignments("gradmem")
+    assert "gradmem.inner_steps=1" in told and "task.pairs=2" in told
+
+
+def test_an_axis_may_hold_lists_and_mappings():
+    one = json.loads(json.dumps(EXPERIMENT["scales"]["tiny"]))
+    betas, stages = [[0.9, 0.99], [0.9, 0.95]], [[], [{"task": {"pairs": 1}}]]
+    start = {"of": {"training.betas": betas[1]}, "at": {"training.betas": betas[0]}}
+    axes = {"training.betas": betas, "training.curriculum": stages}
+    one["runs"] = [{"name": "mean", "method": "mean_pool", "axes": axes, "start": [start]}]
+    runs = expand(Scale.model_validate(one))
+    assert [(run.setting["betas"], run.setting["curriculum"]) for run in runs] == [
+        (first, second) for first in betas for second in stages
+    ]
+    assert [run.start for run in runs] == [None, None, *runs[:2]]
+    assert len({run.row for run in runs}) == len({run.training for run in runs}) == 4
+    made = [expected_of(run, Known())["training"] for run in runs]
+    assert [training["betas"] for training in made] == [betas[0], betas[0], betas[1], betas[1]]
 
 
 def test_a_plan_of_several_figures_counts_a_training_once():
@@ -249,6 +266,35 @@ def test_a_run_is_missing_where_the_checkpoint_is_that_it_starts_from(made, tmp_
     assert (done.code, done.errors) == (0, "")
     shown = " ".join(done.output.split())
     assert "missing (2): GradMem K=1 starts from a checkpoint of GradMem K=1 that is not here" in shown
+
+
+def test_what_a_user_brings_is_made_and_found_again(tmp_path, local_task, local_model):
+    method = tmp_path / "mine.yaml"
+    method.write_text("name: mine\nclass: gradmem_bench.methods.mean_pool:MeanPool\nparameters: {memory_vectors: 2}\n")
+    size = {
+        "about": "For a test.",
+        "task": str(local_task),
+        "backbone": str(local_model),
+        "limit": 2,
+        "settings": {"training.evaluate_every": 1, "training.validation_contexts": 2, "training.steps": 1},
+        "runs": [
+            {
+                "name": "mine",
+                "method": str(method),
+                "settings": {"memory_vectors": 3},
+                "axes": {"training.betas": [[0.9, 0.99], [0.9, 0.95]]},
+            },
+        ],
+    }
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump({"figure": "own", "title": "My own", "scales": {"tiny": size}}))
+    done = command("reproduce", path, "--output", tmp_path / "runs")
+    assert (done.code, done.errors) == (0, "")
+    assert "0 of their runs missing" in done.output and "betas [0.9, 0.95]" in done.output
+    records = find_records([tmp_path / "runs"]).values()
+    assert {(record.method.name, record.method.parameters["memory_vectors"]) for record in records} == {("mine", 3)}
+    again = command("reproduce", path, "--output", tmp_path / "runs", "--dry-run").output
+    assert "0 of 2 runs to make" in again
 
 
 # -------------------------------------------------------------------------------- fig4 and fig5
