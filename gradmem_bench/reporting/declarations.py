@@ -12,10 +12,10 @@ from pydantic import BaseModel
 from rich.syntax import Syntax
 from rich.text import Text
 
-from gradmem_bench.config import FunctionReference, MethodRecipe, TrainingConfig, load_yaml
+from gradmem_bench.config import BackboneConfig, FunctionReference, MethodRecipe, TrainingConfig, load_yaml, validated
 from gradmem_bench.errors import UserError, did_you_mean
 from gradmem_bench.lm_eval_names import KNOWN, PREFIX
-from gradmem_bench.registry import Entry, Kind, entries, load_object, located, method_recipe, resolve
+from gradmem_bench.registry import Entry, Kind, entries, located, resolve
 
 _WIDTH = 79
 Models = dict[tuple[str, ...], type[BaseModel]]
@@ -62,7 +62,7 @@ def declaration(name: str, include_paths: list[Path]) -> Text:
     """A method's or a task's YAML with every default filled in and every key explained, and where it comes from.
 
     Raises:
-        UserError: no method and no task has this name.
+        UserError: no method and no task has this name, or a key or a value in its file is wrong.
     """
     entry = located(resolve(_kind(name, include_paths), name, include_paths))
     if entry.target.startswith(PREFIX):
@@ -91,10 +91,14 @@ def _kind(name: str, include_paths: list[Path]) -> Kind:
 
 
 def _method(entry: Entry) -> tuple[dict[str, Any], Models]:
-    recipe = method_recipe(entry)
-    declared = load_object(recipe.implementation, entry).Parameters
-    parameters = declared(**recipe.parameters).model_dump(mode="json")
-    values = recipe.model_dump(by_alias=True) | {"parameters": parameters}
+    from gradmem_bench.experiment import Options, choose
+
+    chosen = choose(entry, Options())
+    recipe, declared = chosen.recipe, chosen.method_class.Parameters
+    validated(TrainingConfig, recipe.training, f"the training of '{recipe.name}'")
+    if recipe.backbone:
+        validated(BackboneConfig, recipe.backbone, f"the backbone of '{recipe.name}'")
+    values = recipe.model_dump(by_alias=True) | {"parameters": chosen.parameters.model_dump(mode="json")}
     models = {(): MethodRecipe, ("parameters",): declared, ("training",): TrainingConfig}
     return {key: value for key, value in values.items() if value not in ("", {}) or key == "training"}, models
 

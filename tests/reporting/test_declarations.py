@@ -1,6 +1,8 @@
 """What `show` prints: YAML that can be used as it is, and says of every key what it is and may be."""
 
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -95,7 +97,10 @@ def test_a_task_as_it_is_shown_is_the_same_task(tmp_path):
     assert copy.declaration["doc_to_text"] == "Question: {{query}}\nAnswer:"
 
 
-def test_a_users_own_method_is_explained_as_well(tmp_path):
+@pytest.fixture
+def own_method(tmp_path, monkeypatch) -> Iterator[Path]:
+    """The YAML of a method of one's own, beside its class."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "plain.py").write_text(
         "from pydantic import Field\n"
         "from gradmem_bench.config import StrictModel\n"
@@ -107,10 +112,37 @@ def test_a_users_own_method_is_explained_as_well(tmp_path):
         "class Plain(NoMemory):\n"
         "    Parameters = Parameters\n"
     )
-    (tmp_path / "plain.yaml").write_text("name: plain\nclass: plain:Plain\nparameters: {share: 0.25}\n")
-    text = shown("plain", "--include-path", tmp_path)
+    path = tmp_path / "plain.yaml"
+    path.write_text("name: plain\nclass: plain:Plain\nparameters: {share: 0.25}\n")
+    yield path
+    # What a test imports of its folder is not imported for the next.
+    sys.modules.pop("plain", None)
+
+
+def test_a_users_own_method_is_explained_as_well(own_method):
+    text = shown("plain", "--include-path", own_method.parent)
     assert explained(text, "share") == ("0.25", "number ≥ 0, < 1", "")
     assert explained(text, "names") == ("[]", "", "What they are called.")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ("parameters: {share: 2}", "method 'plain': 'share' is 2, but: input should be less than 1."),
+        ("parameters: {shares: 0.5}", "method 'plain' has no key 'shares'. Did you mean 'share'?"),
+        ("training: {stepz: 3}", "the training of 'plain' has no key 'stepz'. Did you mean 'steps'?"),
+        ("backbone: {nam: gpt2}", "the backbone of 'plain' has no key 'nam'. Did you mean 'name'?"),
+    ],
+)
+def test_a_mistake_in_a_users_own_method_is_one_sentence(own_method, wrong, sentence):
+    own_method.write_text(f"name: plain\nclass: plain:Plain\n{wrong}\n")
+    done = command("show", own_method)
+    assert (done.code, done.output, done.errors) == (2, "", f"error: {sentence}\n")
+
+
+def test_a_class_that_is_no_method_is_said_to_be_none(own_method):
+    own_method.write_text("name: plain\nclass: plain:Parameters\n")
+    assert command("show", own_method).errors.startswith("error: plain:Parameters is no MemoryMethod")
 
 
 # ---------------------------------------------------------------------------------------- lm-eval's own
