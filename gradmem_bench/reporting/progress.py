@@ -134,17 +134,18 @@ class RunDisplay:
 
     def finished(self, record: "RunRecord", folder: Path) -> None:
         """The outcome in one line, and where it was put."""
+        from gradmem_bench.reporting.tables import with_interval
         from gradmem_bench.results import metric_title, primary_metric
 
         ranked_by = primary_metric([record])
         result = record.metrics[ranked_by]
-        interval = "" if result.low is None else f" [{result.low:.3f}, {result.high:.3f}]"
+        lacking = f" ({result.reason})" if result.value is None else ""
         swap = record.swap_test
         # The scores behind it matter where it did not pass; the record has them always.
         told = {True: "passed", None: "without a verdict (no better than chance)", False: swap.outcome}
         verdict = told[swap.passed]
         title = escape(metric_title(ranked_by, record.task))
-        self.note(f"{title} {result.value:.3f}{interval}, n = {result.n} · swap test {verdict}")
+        self.note(f"{title} {with_interval(result)}{lacking}, n = {result.n} · swap test {verdict}")
         if record.training is not None and (stage := record.training.unfinished_curriculum):
             self.note(f"[yellow]training ended in {stage}[/]: the task itself was not trained on; raise training.steps")
         if unseen := record.metrics.get("unseen_exact_match"):

@@ -10,7 +10,7 @@ from gradmem_bench.reporting.caption import BUDGET_MARK, SWAP_MARK
 from gradmem_bench.reporting.comparison import Comparison, Section
 from gradmem_bench.reporting.profiles import format_count
 from gradmem_bench.reporting.rows import Row
-from gradmem_bench.results import Measured, RunRecord
+from gradmem_bench.results import Measured, MetricResult, RunRecord
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -40,14 +40,15 @@ def _number(value: float | None) -> str:
     return NOTHING if value is None else f"{value:z.3f}".replace("-", "−")
 
 
-def metric_column(name: str, title: str, short: str) -> Column:
-    def cell(row: Row) -> str:
-        found = row.metric(name)
-        if found is None or found.low is None:
-            return _number(found.value if found else None)
-        return f"{_number(found.value)} [{_number(found.low)}, {_number(found.high)}]"
+def with_interval(found: MetricResult | None) -> str:
+    """A score with its interval, as far as they are known."""
+    if found is None or found.low is None:
+        return _number(found.value if found else None)
+    return f"{_number(found.value)} [{_number(found.low)}, {_number(found.high)}]"
 
-    return Column(title, short, cell)
+
+def metric_column(name: str, title: str, short: str) -> Column:
+    return Column(title, short, lambda row: with_interval(row.metric(name)))
 
 
 def _size(size: Measured, unit: Callable[[float], str]) -> str:
