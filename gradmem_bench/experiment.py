@@ -242,11 +242,18 @@ def resolve(method: Entry, task: Entry, options: Options, known: Known | None = 
     Args:
         known: what was read for the other plans of the same command.
     Raises:
-        UserError: a name, key or value is wrong, no configuration fits the budget, or contexts do not fit the backbone.
+        UserError: a name, key or value is wrong, a training is set and none is made, no configuration fits the budget,
+            or contexts do not fit the backbone.
     """
     task, chosen = located(task), choose(method, options)
     recipe, method_class, parameters = chosen.recipe, chosen.method_class, chosen.parameters
     sections, checkpoint = chosen.sections, chosen.checkpoint
+    if sections["training"] and not options.train:
+        key = next(iter(sections["training"]))
+        raise UserError(
+            f"training.{key} is set, but {recipe.name} is not trained here; leave it out, or train with "
+            "gradmem-bench run --train."
+        )
     known = known or Known()
     loaded_task = known.task(Path(task.target), sections["task"])
     unnamed = f"The task {loaded_task.name} names no backbone of its own; give one with --backbone."

@@ -27,7 +27,8 @@ TRAINING = [
     "--set=training.learning_rate=3e-3",
     "--set=training.validation_contexts=32",
 ]
-TINY = ["--task=kv_retrieval", "--backbone=llama-1x32", "--limit=64", *TASK, *TRAINING]
+UNTRAINED = ["--task=kv_retrieval", "--backbone=llama-1x32", "--limit=64", *TASK]
+TINY = [*UNTRAINED, *TRAINING]
 """What every method learns something from within a second."""
 
 WEIGHTS, CHECKPOINT = "method.safetensors", "training.safetensors"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import METHODS, TASK, TINY, command
+from commands import METHODS, TASK, TINY, UNTRAINED, command
 from safetensors.torch import save_file
 
 import gradmem_bench
@@ -171,7 +171,8 @@ def test_bad_input_gets_one_sentence_and_leaves_nothing(tmp_path, monkeypatch, c
     given = [part.replace("{checkpoints}", str(checkpoints)) for part in arguments.split(" --")]
     given = [given[0], *(f"--{part}" for part in given[1:])]
     method = [] if any(part.startswith("--method") for part in given) else ["--method=gradmem"]
-    tiny = [part for part in TINY if not (part.startswith("--task") and any("--task" in one for one in given))]
+    tiny = UNTRAINED if any("--load" in one for one in given) else TINY
+    tiny = [part for part in tiny if not (part.startswith("--task") and any("--task" in one for one in given))]
     done = command("run", *method, *tiny, *given)
     assert done.code == 2
     assert done.errors.startswith("error: ") and done.errors.endswith("\n")

@@ -21,9 +21,10 @@ DOCS = Path(__file__).parents[1] / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 BLOCK = re.compile(r"(?:<!-- (?P<needs>needs [^\n]*) -->\n)?^```(?P<language>\w+)\n(?P<body>.*?)^```$", re.M | re.S)
 FILE = re.compile(r"# (?P<path>[\w./-]+/[\w.-]+\.\w+)\n")
-TINY = shlex.split(
-    "--limit=6 --set=training.steps=2 --set=training.evaluate_every=1 --set=training.batch_size=2 "
-    "--set=training.validation_contexts=2 --set=training.curriculum=[] --device=cpu"
+TINY = ["--limit=6", "--device=cpu"]
+BRIEF = shlex.split(
+    "--set=training.steps=2 --set=training.evaluate_every=1 --set=training.batch_size=2 "
+    "--set=training.validation_contexts=2 --set=training.curriculum=[]"
 )
 
 
@@ -71,7 +72,8 @@ def run(line: str, environment: Environment, stand_ins: dict[str, str]) -> None:
     program, *arguments = shlex.split(line.partition(" > ")[0])
     if program == "gradmem-bench":
         forget(Path.cwd())
-        tiny = TINY if arguments[0] == "run" else []
+        brief = [] if "--no-train" in arguments else BRIEF
+        tiny = [*TINY, *brief] if arguments[0] == "run" else []
         done = command(*arguments, *tiny)
         assert done.code == 0, f"{line}\n{done.output}\n{done.errors}"
     elif program in ("pip", "pytest"):

@@ -2,7 +2,8 @@
 
 import shutil
 
-from commands import TINY, WEIGHTS, command, only_run
+import pytest
+from commands import TINY, UNTRAINED, WEIGHTS, command, only_run
 from safetensors.torch import load_file
 
 from gradmem_bench.results import find_records, read_record
@@ -10,7 +11,7 @@ from gradmem_bench.results import find_records, read_record
 
 def test_a_loaded_run_scores_the_same_without_training(tmp_path, five_runs):
     path, trained = next((path, record) for path, record in five_runs.items() if record.method.name == "gradmem")
-    done = command("run", "--method=gradmem", *TINY, "--load", path.parent, "--output", tmp_path)
+    done = command("run", "--method=gradmem", *UNTRAINED, "--load", path.parent, "--output", tmp_path)
     assert (done.code, done.errors) == (0, "")
     assert "step " not in done.output
     record = read_record(only_run(tmp_path) / "run.json")
@@ -39,7 +40,7 @@ def test_a_folder_may_hold_a_checkpoint_of_each_method(tmp_path, five_runs):
         if record.method.name in ("rmt", "full_kv"):
             (tmp_path / "zoo").mkdir(exist_ok=True)
             shutil.copy(path.parent / WEIGHTS, tmp_path / "zoo" / f"{record.method.name}.safetensors")
-    arguments = [*TINY, "--load", tmp_path / "zoo", "--output", tmp_path / "runs"]
+    arguments = [*UNTRAINED, "--load", tmp_path / "zoo", "--output", tmp_path / "runs"]
     done = command("run", "--method=rmt", "--method=full_kv", *arguments)
     assert (done.code, done.errors) == (0, "")
     scores = {record.method.name: record.metrics for record in five_runs.values()}
@@ -48,3 +49,18 @@ def test_a_folder_may_hold_a_checkpoint_of_each_method(tmp_path, five_runs):
     missing = command("run", "--method=gradmem", *arguments)
     assert missing.code == 2
     assert "holds no checkpoint of 'gradmem', only of full_kv, rmt." in missing.errors
+
+
+@pytest.mark.parametrize("setting", ["training.steps=2", "gradmem.training.steps=2"])
+@pytest.mark.parametrize("arguments", ["run --load={run}", "run --no-train", "profile", "profile --load={run}"])
+def test_a_setting_of_a_training_that_is_not_made_is_refused(tmp_path, monkeypatch, five_runs, arguments, setting):
+    monkeypatch.chdir(tmp_path)
+    path = next(path for path, record in five_runs.items() if record.method.name == "gradmem")
+    given = [part.replace("{run}", str(path.parent)) for part in arguments.split()]
+    task = [part for part in UNTRAINED if given[0] == "run" or not part.startswith("--limit")]
+    done = command(*given, "--method=gradmem", *task, f"--set={setting}")
+    assert (done.code, done.output, list(tmp_path.iterdir())) == (2, "", [])
+    assert done.errors == (
+        "error: training.steps is set, but gradmem is not trained here; leave it out, or train with gradmem-bench run "
+        "--train.\n"
+    )

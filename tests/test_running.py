@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from commands import METHODS, TINY, WEIGHTS, command, files, only_run
+from commands import METHODS, TINY, UNTRAINED, WEIGHTS, command, files, only_run
 from safetensors.torch import load_file
 
 from gradmem_bench.metrics import METRICS
@@ -248,7 +248,8 @@ def test_what_belongs_to_the_evaluation_alone_does_not_change_the_training(tmp_p
     assert records[0].training.best_validation_score == records[1].training.best_validation_score
     assert records[0].metrics != records[1].metrics
     # Of a checkpoint the evaluation is not a part.
-    loaded = command(*arguments, tmp_path / "loaded", "--load", second)
+    given = [*UNTRAINED, "--limit=8", "--output", tmp_path / "loaded", "--load", second]
+    loaded = command("run", "--method=gradmem", *given)
     assert loaded.code == 0
     assert read_record(only_run(tmp_path / "loaded") / "run.json").metrics == records[0].metrics
 
