@@ -24,6 +24,7 @@ from gradmem_bench.errors import UserError, did_you_mean
 from gradmem_bench.loading import load_backbone, weights_hash
 from gradmem_bench.methods.base import MemoryMethod
 from gradmem_bench.methods.no_memory import NoMemory
+from gradmem_bench.output import check_writable
 from gradmem_bench.precision import accelerator_for
 from gradmem_bench.reporting.progress import RunDisplay
 from gradmem_bench.results import code_version, environment
@@ -146,8 +147,8 @@ def perform(plan: Pretraining, output: Path, display: RunDisplay) -> dict[str, A
     """Trains what is missing of it, and leaves a Hugging Face folder with its record in `output`.
 
     Raises:
-        UserError: training diverged, there is too little text, or `output` holds another pretraining or
-            a model.
+        UserError: training diverged, there is too little text, or `output` cannot be written to or holds another
+            pretraining or a model.
     """
     code_version()  # What the record will name is what is loaded now.
     configuration = plan.configuration()
@@ -161,6 +162,7 @@ def perform(plan: Pretraining, output: Path, display: RunDisplay) -> dict[str, A
     held = sorted(file.name for pattern in ("config.json", "*.safetensors") for file in output.glob(pattern))
     if held and PROGRESS_FILE not in held:
         raise UserError(f"{output} holds a model that was not made here ({held[0]}); name another --output.")
+    check_writable(output)
     config, length = plan.training, plan.recipe.sequence_tokens
     accelerator = accelerator_for(plan.device, plan.dtype, output)
     torch.manual_seed(plan.seed)

@@ -18,6 +18,7 @@ from gradmem_bench.experiment import Plan, curriculum_tasks, longest_context
 from gradmem_bench.loading import load_backbone, tokenizer_text, weights_hash
 from gradmem_bench.measurement import capacity, measure, measured_footprint
 from gradmem_bench.methods.base import MemoryMethod
+from gradmem_bench.output import check_writable
 from gradmem_bench.precision import accelerator_for
 from gradmem_bench.reporting.progress import RunDisplay
 from gradmem_bench.results import (
@@ -55,23 +56,22 @@ def perform(plan: Plan, output: Path, display: RunDisplay) -> RunRecord:
     """Makes the run in its own folder below `output`, or what is missing of it.
 
     Raises:
-        UserError: training diverged, a state broke its budget, or a file in the folder is damaged.
+        UserError: the folder cannot be written to or a file in it is damaged, training diverged, or a state broke its
+            budget.
     """
     code_version()  # What the record will name is what is loaded now.
     folder = plan.folder(output)
     if (folder / "run.json").exists():
         display.note(f"done before, in {folder}")
         return read_record(folder / "run.json")
+    check_writable(folder)
     accelerator, method, initial_checkpoint = _prepared(plan, folder)
     backbone = method.backbone
     # Before hours of training: a context may be too long.
     documents = plan.task.documents(plan.split)
     encoded = encode_documents(documents[: plan.options.limit], plan.task, backbone, plan.max_context_tokens)
     stages = _stages(plan, backbone) if plan.training is not None else []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"The folder {folder} cannot be made: {error.strerror}; name another --output.") from None
+    folder.mkdir(parents=True, exist_ok=True)
     training = _trained(plan, method, stages, folder, accelerator, display, initial_checkpoint)
     evaluator = Evaluator(method, plan.task, _EVALUATION_BATCH, plan.budget, accelerator.autocast)
     with display.working("which queries were trained on"):

@@ -34,9 +34,11 @@ def plot(
 
     [dim]gradmem-bench plot leaderboards/kv_small --kind bytes[/]
     """
+    from gradmem_bench.output import check_writable
     from gradmem_bench.plotting.parts import save
     from gradmem_bench.plotting.pictures import DRAWN, draw
 
+    check_writable(output)
     records = records_of(runs)
     pictures = {one.value: list(draw(one.value, records)) for one in kind or list(Kind)}
     lacking = [one for one, drawn in pictures.items() if not drawn]

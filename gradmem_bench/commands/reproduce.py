@@ -47,12 +47,15 @@ def reproduce(
 
     [dim]gradmem-bench reproduce fig3 --scale tiny[/]
     """
+    from gradmem_bench.output import check_writable
     from gradmem_bench.reproduction import experiments, scale_of
 
     found = experiments(figure)
     # Of several figures those are made that have such a scale.
     having = [one for one in found if scale in one.scales] or found
     wanted = [(one, scale_of(one, scale)) for one in having]
+    if not dry_run:
+        check_writable(output)
     from rich.console import Console
 
     from gradmem_bench.reporting.progress import RunDisplay

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from gradmem_bench.errors import UserError
 from gradmem_bench.leaderboard.check import problems
+from gradmem_bench.output import check_writable
 from gradmem_bench.results import RunRecord, read_examples, read_record, seal, write_record
 
 
@@ -44,18 +45,19 @@ def add(run: Path, board: Path) -> tuple[RunRecord, Path, bool]:
     Returns the record, that folder, and whether its record was not there already. A run that lies below `board`, in a
     folder of its task, stays where it is.
 
-    Raises UserError where something in the run is not in order, or another run lies there.
+    Raises UserError where something in the run is not in order, another run lies there, or it cannot be written there.
     """
     record = read_record(run)
+    folder = board / record.task.name / f"{record.method.name}-{record.config_hash[:8]}"
+    if run.resolve().is_relative_to(board.resolve()) and run.parent.parent.name == record.task.name:
+        folder = run.parent
+    check_writable(folder, "--board")
     found = problems(run.parent, record)
     if found:
         more = f" There {'are' if len(found) > 2 else 'is'} {len(found) - 1} more of this kind." if found[1:] else ""
         raise UserError(f"{run.parent} is not filed. {found[0]}{more}")
     if record.seal is None or record.seal.record_hash is None:
         record = record.model_copy(update={"seal": seal(read_examples(run.parent), record)})
-    folder = board / record.task.name / f"{record.method.name}-{record.config_hash[:8]}"
-    if run.resolve().is_relative_to(board.resolve()) and run.parent.parent.name == record.task.name:
-        folder = run.parent
     there = folder / "run.json"
     other = read_record(there) if there.exists() else None
     if other is not None and other.run_id != record.run_id:

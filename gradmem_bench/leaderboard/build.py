@@ -13,6 +13,7 @@ from urllib.parse import quote
 from gradmem_bench.config import Budget, format_bytes
 from gradmem_bench.errors import UserError
 from gradmem_bench.leaderboard.check import check
+from gradmem_bench.output import check_writable
 from gradmem_bench.paper import PaperFigure, PaperRow, figures_of
 from gradmem_bench.plotting.recipes import inner_steps
 from gradmem_bench.reporting.caption import shared_backbone
@@ -38,8 +39,9 @@ def build(board: Path, output: Path) -> Path:
 
     Every record is checked first, and its means and intervals are computed from its rows, all by today's methods.
 
-    Raises UserError where there are no records, or one is not in order.
+    Raises UserError where there are no records, one is not in order, or the page cannot be written.
     """
+    check_writable(output.parent)
     checked = check(board)
     for one in checked:
         if one.problems:
