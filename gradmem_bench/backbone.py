@@ -147,6 +147,11 @@ class Backbone(nn.Module):
         """Token ids of texts that stand at the beginning of a sequence."""
         return [self.start_ids + ids for ids in self.encode(texts)]
 
+    def start(self, rows: int) -> Prefix:
+        """What stands before a query where there is no memory, so many times: the beginning of a text, `start_ids`."""
+        tokens = Tokens.repeated(self.start_ids, rows, self.device)
+        return Prefix(tokens.mask, embeddings=self.embed(tokens.ids))
+
     @property
     def end_id(self) -> int:
         """The end-of-text token, which every target ends with."""

@@ -36,11 +36,6 @@ def likeliest(query: Query, likelihoods: Sequence[tuple[float, bool]]) -> str | 
     return max(pairs, key=lambda pair: pair[1][0], default=(None,))[0]
 
 
-def _nothing(backbone: Backbone, queries: Tokens) -> Prefix:
-    """A prefix of no positions for each query."""
-    return Prefix(queries.mask[:, :0], embeddings=backbone.embed(queries.ids[:, :0]))
-
-
 @dataclass(frozen=True)
 class Written:
     """What is left of a batch of contexts after WRITE, and the queries that will be asked of it."""
@@ -124,6 +119,10 @@ class Evaluator:
             cache = self.backbone.prefill(Tokens.repeated([0], 1, self.backbone.device)).cache
         return sum(part.nbytes for layer in cache for part in layer)
 
+    def _prefix(self, states: Sequence[bytes] | None, rows: Sequence[int]) -> Prefix:
+        """What stands before the queries of `rows`: each one's state, or no memory where there are no states."""
+        return self.backbone.start(len(rows)) if states is None else self.read_prefix([states[row] for row in rows])
+
     def generate(self, prefix: Prefix, queries: Tokens, max_new_tokens: int) -> list[list[int]]:
         """The ids that answer each query behind its prefix."""
         with self.autocast():
@@ -131,18 +130,25 @@ class Evaluator:
 
     @torch.no_grad()
     def read(
-        self, states: Sequence[bytes], queries: Sequence[list[int]], targets: Sequence[list[int]], generate: bool
+        self,
+        states: Sequence[bytes] | None,
+        queries: Sequence[list[int]],
+        targets: Sequence[list[int]],
+        generate: bool,
     ) -> Iterator[tuple[Tensor, Tensor, list[int] | None, int]]:
         """Answers each query from the state of the same row.
 
+        Args:
+            states: that of each query's row; `None` is no memory at all.
         Yields:
             For each query: nats (t,) and whether right (t,) of its target's tokens, the generated ids, READ positions.
         """
         device = self.backbone.device
         for first in range(0, len(queries), self.batch_size):
-            rows = slice(first, first + self.batch_size)
-            asked, wanted = Tokens.from_lists(queries[rows], device), Tokens.from_lists(targets[rows], device)
-            prefix = self.read_prefix(states[rows])
+            rows = range(len(queries))[first : first + self.batch_size]
+            asked = Tokens.from_lists([queries[row] for row in rows], device)
+            wanted = Tokens.from_lists([targets[row] for row in rows], device)
+            prefix = self._prefix(states, rows)
             answers = self.generate(prefix, asked, self.task.max_new_tokens) if generate else None
             with self.autocast():
                 losses, right = self.backbone.token_losses(prefix, asked, wanted)
@@ -168,9 +174,7 @@ class Evaluator:
             rows = owners[first : first + self.batch_size]
             asked = Tokens.from_lists([queries[row] for row in rows], device)
             wanted = Tokens.from_lists(every[first : first + self.batch_size], device)
-            prefix = (
-                _nothing(self.backbone, asked) if states is None else self.read_prefix([states[row] for row in rows])
-            )
+            prefix = self._prefix(states, rows)
             with self.autocast():
                 losses, right = self.backbone.token_losses(prefix, asked, wanted)
             nats, greedy = -losses.double().sum(dim=1), (right | ~wanted.mask).all(dim=1)

@@ -40,7 +40,7 @@ from gradmem_bench.results import (
     seal,
     write_record,
 )
-from gradmem_bench.swap import swap_test
+from gradmem_bench.swap import closed_book, swap_test
 from gradmem_bench.tasks.base import Task
 from gradmem_bench.tasks.batching import EncodedDocument, encode_documents
 from gradmem_bench.tasks.lengths import asked_tokens
@@ -76,9 +76,12 @@ def perform(plan: Plan, output: Path, display: RunDisplay) -> RunRecord:
     evaluator = Evaluator(method, plan.task, _EVALUATION_BATCH, plan.budget, accelerator.autocast)
     with display.working("which queries were trained on"):
         seen = plan.task.seen_in_training(plan.split)
+    # Before anything of them is written.
+    with display.working("what is answered without memory"):
+        known = closed_book(evaluator, encoded[:_SWAPPED_DOCUMENTS])
     rows = _evaluated(evaluator, encoded, seen, folder, plan.config_hash, display)
     with display.working("swap test"):
-        swap = swap_test(evaluator, encoded[:_SWAPPED_DOCUMENTS])
+        swap = swap_test(evaluator, encoded[:_SWAPPED_DOCUMENTS], known)
     with display.measuring() as report:
         costs, _ = measure(evaluator, encoded, report)
     record = _record(plan, evaluator, rows, swap, costs, training)

@@ -1,7 +1,8 @@
 """The swap test: given the state of another context, a method must know no more than chance (design law 1).
 
 A method that keeps the context anywhere but in the bytes still answers right with the wrong state. Chance is measured
-on the same answers: how often an answer from a foreign state would be right for another example with the same query.
+on the same queries: how often an answer from a foreign state would be right for another example with the same query,
+or how often the weights are right without any memory, whichever is more.
 """
 
 import random
@@ -16,7 +17,7 @@ from gradmem_bench.metrics import exact_match
 from gradmem_bench.results import SwapTest
 from gradmem_bench.state import MemoryState
 from gradmem_bench.statistics import wilson
-from gradmem_bench.tasks.base import Query, Task
+from gradmem_bench.tasks.base import Document, Query, Task
 from gradmem_bench.tasks.batching import EncodedDocument
 
 _LEVEL = 0.999
@@ -24,14 +25,33 @@ _QUERIES = 4
 """Asked of each context."""
 _TOLERANCE = 0.02
 """Foreign contexts of one source may hold an answer by themselves (two paragraphs of one article)."""
+Asked = Sequence[tuple[EncodedDocument, int]]
+"""Queries, each by its document and its place there."""
 
 
-def swap_test(evaluator: Evaluator, documents: Sequence[EncodedDocument]) -> SwapTest:
+def closed_book(evaluator: Evaluator, documents: Sequence[EncodedDocument]) -> float:
+    """The share of the swap test's queries that the weights answer right without any memory.
+
+    To be asked before any of these contexts is written: weights that WRITE moved could answer from them afterwards,
+    and what was smuggled would pass for what was known.
+    """
+    asked, states = _asked(documents), None
+    if evaluator.method.role == "floor":
+        # It holds nothing of any context, but may have learned what stands before its queries.
+        nothing = EncodedDocument(Document("", "", ()), [evaluator.backbone.end_id], [], [], False, [])
+        states = evaluator.write([nothing], reconstruct=False).states * len(asked)
+    return _right_ones(evaluator.task, asked, _answers(evaluator, asked, states)) / len(asked)
+
+
+def swap_test(evaluator: Evaluator, documents: Sequence[EncodedDocument], known: float) -> SwapTest:
     """Answers some of each document's queries from its own state and from that of a document half the sample away.
 
     It passes when the foreign states answer no better than chance, fails when they do, and has no verdict where the own
     states answer no better than chance either: then there was nothing to lose. What random states answer is told beside
     it, and decides nothing.
+
+    Args:
+        known: what `closed_book` gave for the same documents.
     """
     if len(documents) < 2:
         return SwapTest(
@@ -47,46 +67,25 @@ def swap_test(evaluator: Evaluator, documents: Sequence[EncodedDocument]) -> Swa
     for batch in evaluator.batches(documents):
         written = evaluator.write(batch, reconstruct=False)
         states.update(zip((document.document.id for document in batch), written.states, strict=True))
-    # Drawn, not the first ones: a method may hold the beginning of a context better than its end.
-    draw = random.Random(0)
-    asked = [
-        (document, index)
-        for document in documents
-        for index in sorted(draw.sample(range(len(document.queries)), min(_QUERIES, len(document.queries))))
-    ]
+    asked, task = _asked(documents), evaluator.task
     away = {document.document.id: documents[row - len(documents) // 2] for row, document in enumerate(documents)}
 
-    queries = [document.document.queries[index] for document, index in asked]
-
     def answers(states: dict[str, bytes]) -> list[str]:
-        read_from = [states[document.document.id] for document, _ in asked]
-        ids = [document.queries[index] for document, index in asked]
-        targets = [document.targets[index] for document, index in asked]
-        chosen = evaluator.likelihoods(read_from, ids, [document.choices[index] for document, index in asked])
-        read = evaluator.read(read_from, ids, targets, generate=True)
-        return [
-            likeliest(query, offered) or evaluator.whole_text(answer)
-            for query, offered, (_, _, answer, _) in zip(queries, chosen, read, strict=True)
-        ]
+        return _answers(evaluator, asked, [states[document.document.id] for document, _ in asked])
 
     def right(answers: list[str]) -> int:
-        return sum(_right(evaluator.task, query, answer) for answer, query in zip(answers, queries, strict=True))
+        return _right_ones(task, asked, answers)
 
     own, foreign = answers(states), answers({key: states[other.document.id] for key, other in away.items()})
     own_right, swapped_right = right(own), right(foreign)
     drawn = random_states(list(states.values()), evaluator.budget.state_dtype)
-    if any(query.choices for query in queries):
-        chance = _chance_of_choices(evaluator, asked)
-    else:
-        owned = [(document.document.id, query) for (document, _), query in zip(asked, queries, strict=True)]
-        chance = _chance(foreign, owned, evaluator.task)
-    count = len(asked)
+    chance, count = max(known, _chance(foreign, asked, task)), len(asked)
     own_score, swapped_score = own_right / count, swapped_right / count
     low, _ = wilson(swapped_right, count, _LEVEL)
     allowed = chance + max(_TOLERANCE, 0.1 * (own_score - chance))
     passed: bool | None = low <= allowed
     sentence = (
-        f"{_measure(evaluator.task, queries)} {own_score:.3f} from the own state, {swapped_score:.3f} from another's, "
+        f"{_measure(task, asked)} {own_score:.3f} from the own state, {swapped_score:.3f} from another's, "
         f"{chance:.3f} by chance"
     )
     if not passed:
@@ -126,8 +125,34 @@ def random_states(states: Sequence[bytes], dtype: StateDtype) -> list[bytes] | N
     return MemoryState(drawn, written.ragged, written.lengths).to_bytes(dtype)
 
 
-def _measure(task: Task, queries: Sequence[Query]) -> str:
-    if any(query.choices for query in queries):
+def _asked(documents: Sequence[EncodedDocument]) -> Asked:
+    """Some queries of each document; drawn, not the first: a method may hold a context's beginning better."""
+    draw = random.Random(0)
+    return [
+        (document, index)
+        for document in documents
+        for index in sorted(draw.sample(range(len(document.queries)), min(_QUERIES, len(document.queries))))
+    ]
+
+
+def _answers(evaluator: Evaluator, asked: Asked, states: Sequence[bytes] | None) -> list[str]:
+    """The answer to each query, or the likeliest of its choices, from its state; `None` is no memory at all."""
+    ids = [document.queries[index] for document, index in asked]
+    chosen = evaluator.likelihoods(states, ids, [document.choices[index] for document, index in asked])
+    targets = [document.targets[index] for document, index in asked]
+    read = evaluator.read(states, ids, targets, generate=True)
+    return [
+        likeliest(query, offered) or evaluator.whole_text(answer)
+        for query, offered, (_, _, answer, _) in zip(_queries(asked), chosen, read, strict=True)
+    ]
+
+
+def _queries(asked: Asked) -> list[Query]:
+    return [document.document.queries[index] for document, index in asked]
+
+
+def _measure(task: Task, asked: Asked) -> str:
+    if any(query.choices for query in _queries(asked)):
         return "right choices"
     return f"{task.own_metric} of 1:" if task.own_metric else "exact match"
 
@@ -140,24 +165,23 @@ def _right(task: Task, query: Query, answer: str) -> bool:
     return exact_match(answer, query.targets, task.text_metrics) if own is None else own >= 1
 
 
-def _chance_of_choices(evaluator: Evaluator, asked: Sequence[tuple[EncodedDocument, int]]) -> float:
-    """How often a choice is right of which nothing is known: drawn blindly, or the likeliest behind no memory."""
-    queries = [document.document.queries[index] for document, index in asked]
-    ids = [document.queries[index] for document, index in asked]
-    choices = [document.choices[index] for document, index in asked]
-    chosen = [likeliest(*pair) for pair in zip(queries, evaluator.likelihoods(None, ids, choices), strict=True)]
-    right = sum(_right(evaluator.task, query, choice) for query, choice in zip(queries, chosen, strict=True))
-    return max(right, sum(1 / len(query.choices) for query in queries)) / len(queries)
+def _right_ones(task: Task, asked: Asked, answers: Sequence[str]) -> int:
+    return sum(_right(task, query, answer) for query, answer in zip(_queries(asked), answers, strict=True))
 
 
-def _chance(answers: Sequence[str], asked: Sequence[tuple[str, Query]], task: Task) -> float:
-    """How often an answer is right for other contexts' examples: of the same query, or all where there is none."""
+def _chance(answers: Sequence[str], asked: Asked, task: Task) -> float:
+    """How often a choice that is drawn blindly is right; without choices, how often an answer is right for other
+    contexts' examples: of the same query, or all where there is none."""
+    queries = _queries(asked)
+    if any(query.choices for query in queries):
+        return sum(1 / len(query.choices) for query in queries) / len(queries)
+    owners = [document.document.id for document, _ in asked]
     same_text = defaultdict(list)
-    for example in asked:
+    for example in zip(owners, queries, strict=True):
         same_text[example[1].text].append(example)
     total = 0.0
-    for answer, (context_id, query) in zip(answers, asked, strict=True):
+    for answer, context_id, query in zip(answers, owners, queries, strict=True):
         others = [other for owner, other in same_text[query.text] if owner != context_id]
-        others = others or [other for owner, other in asked if owner != context_id]
+        others = others or [other for owner, other in zip(owners, queries, strict=True) if owner != context_id]
         total += sum(_right(task, other, answer) for other in others) / len(others)
     return total / len(answers)

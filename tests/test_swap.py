@@ -1,17 +1,27 @@
 """The swap test on a small model that really answers from its context."""
 
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
+
 import pytest
 import torch
+from commands import command, only_run
 from methods.matrix import build, key_value_task
 
 from gradmem_bench.backbone import Backbone
+from gradmem_bench.batch import Tokens
 from gradmem_bench.config import BackboneConfig
 from gradmem_bench.evaluation import Evaluator
 from gradmem_bench.loading import load_backbone
 from gradmem_bench.methods.full_kv import FullKV
+from gradmem_bench.methods.no_memory import NoMemory
 from gradmem_bench.methods.truncated_text import TruncatedText, TruncatedTextParameters
+from gradmem_bench.prefix import Prefix
+from gradmem_bench.results import read_record
 from gradmem_bench.state import MemoryState
-from gradmem_bench.swap import random_states, swap_test
+from gradmem_bench.swap import closed_book, random_states, swap_test
 from gradmem_bench.tasks.base import Document, Query
 from gradmem_bench.tasks.batching import encode_documents, training_batch
 
@@ -40,9 +50,10 @@ def answering() -> Backbone:
     pytest.fail(f"the model did not learn to copy: its loss is {float(loss)}")
 
 
-def swapped(method, task=TASK, count: int = 48, batch_size: int = 16):
-    encoded = encode_documents(task.documents("test")[:count], task, method.backbone)
-    return swap_test(Evaluator(method, task, batch_size), encoded)
+def swapped(method, documents=None, count: int = 48, batch_size: int = 16):
+    encoded = encode_documents(documents or TASK.documents("test")[:count], TASK, method.backbone)
+    evaluator = Evaluator(method, TASK, batch_size)
+    return swap_test(evaluator, encoded, closed_book(evaluator, encoded))
 
 
 class Remembering(TruncatedText):
@@ -97,22 +108,131 @@ def test_the_floor_passes(answering):
 def test_every_state_goes_to_a_foreign_context(answering):
     """Hand-worked: values 0 and 1 by turns, one key. Half the sample away stands the other value or the same."""
 
-    def documents(values: str):
+    def outcome(values: str):
         made = [Document(f"d{n}", f"!a:{v}!|", (Query(f"q{n}", "?!a:", (v,)),)) for n, v in enumerate(values)]
-        return encode_documents(made, TASK, answering)
+        encoded = encode_documents(made, TASK, answering)
+        return swap_test(Evaluator(build("full_kv", answering), TASK, 4), encoded, known=0.0)
 
-    evaluator = Evaluator(build("full_kv", answering), TASK, 4)
     # Three away is always the other value: never right, though 3 of the 5 others have that other value.
-    alternating = swap_test(evaluator, documents("010101"))
+    alternating = outcome("010101")
     assert (alternating.own_score, alternating.swapped_score) == (1.0, 0.0)
     assert alternating.chance_score == pytest.approx(3 / 5) and alternating.passed
     # Two away is always the same value: always right, and 1 of the 3 others would be right as well. Four are too few
     # to tell that from chance.
-    pairs = swap_test(evaluator, documents("0101"))
+    pairs = outcome("0101")
     assert (pairs.swapped_score, pairs.chance_score) == (1.0, pytest.approx(1 / 3)) and pairs.passed
     # All equal: what is right for each is right for all, and no fault of the method.
-    equal = swap_test(evaluator, documents("2222222222"))
+    equal = outcome("2222222222")
     assert (equal.own_score, equal.swapped_score, equal.chance_score, equal.passed) == (1.0, 1.0, 1.0, None)
+
+
+# ------------------------------------------------------------------------------ what the weights know
+
+
+class Prompted(NoMemory):
+    """A floor that puts something of its own before its queries."""
+
+    def read(self, state):
+        tokens = Tokens.from_lists(self.backbone.encode(["|"] * len(state)))
+        return Prefix(tokens.mask, embeddings=self.backbone.embed(tokens.ids))
+
+
+@pytest.fixture(scope="module")
+def knowing() -> tuple[Backbone, list[Document]]:
+    """A backbone that copies the value of its context and, where there is none, answers the key's first symbol, or its
+    second behind a prompt; and 128 contexts, each with a question of its own, half of which it knows that way."""
+    shape = BackboneConfig(name="gpt2-1x32", heads=2, max_positions=32, init_std=0.1)
+    on, draw, symbols = load_backbone(shape, TASK.tokenizer(), "cpu", 0), random.Random(0), "01234567"
+    keys = draw.sample(["".join(key) for key in product(symbols, repeat=3)], 512)
+
+    def documents(value: Callable[[str], str], keys: list[str]) -> list[Document]:
+        pairs = [(key, value(key)) for key in keys]
+        return [Document(key, f"!{key}:{one}!|", (Query(key, f"?!{key}:", (one,)),)) for key, one in pairs]
+
+    skills = {FullKV: lambda key: draw.choice(symbols), NoMemory: lambda key: key[0], Prompted: lambda key: key[1]}
+    taught = [(method(on, method.Parameters()).train(), value) for method, value in skills.items()]
+    optimizer = torch.optim.AdamW(on.parameters(), lr=1e-2, weight_decay=0.0)
+    for _ in range(200):
+        batches = [
+            (method, encode_documents(documents(value, draw.sample(keys, 64)), TASK, on)) for method, value in taught
+        ]
+        loss = sum(method.loss(training_batch(encoded, on.end_id)).total for method, encoded in batches)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if loss < 0.03:
+            known = documents(lambda key: key[0], keys[:64])
+            unknown = documents(lambda key: draw.choice(symbols.replace(key[0], "")), keys[64:128])
+            return on.requires_grad_(False), [*known, *unknown]
+    pytest.fail(f"the model did not learn to answer: its loss is {float(loss)}")
+
+
+def test_what_the_weights_know_is_no_fault_of_the_floor(knowing):
+    on, documents = knowing
+    outcome = swapped(NoMemory(on, NoMemory.Parameters()), documents)
+    # By other contexts' examples, chance were one in eight.
+    assert outcome.own_score == outcome.swapped_score == outcome.chance_score == pytest.approx(0.5, abs=0.05)
+    assert outcome.passed is None and outcome.outcome.startswith("without a verdict")
+
+
+class KeepsHalf(TruncatedText):
+    """Keeps a context whose value is even, and nothing of the others."""
+
+    def write(self, contexts):
+        texts = super().write(contexts).texts()
+        return MemoryState.from_texts([text if int(text[5]) % 2 == 0 else "" for text in texts])
+
+
+def test_what_the_weights_know_is_no_fault_of_a_memory_either(knowing):
+    on, documents = knowing
+    outcome = swapped(KeepsHalf(on, TruncatedTextParameters()), documents)
+    assert outcome.passed and outcome.own_score > 0.7
+    assert 0.2 < outcome.swapped_score < outcome.chance_score == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_floor_may_know_more_than_its_weights_alone(knowing):
+    on, documents = knowing
+    asked = [replace(one, queries=(replace(one.queries[0], targets=(one.id[1],)),)) for one in documents]
+    assert swapped(NoMemory(on, NoMemory.Parameters()), asked).own_score < 0.3
+    outcome = swapped(Prompted(on, NoMemory.Parameters()), asked)
+    assert outcome.own_score == outcome.swapped_score == outcome.chance_score > 0.9 and outcome.passed is None
+
+
+class LearnsByHeart(NoMemory):
+    """Its WRITE trains the weights on what will be asked, and they stay as they are then."""
+
+    role = "method"
+
+    def write(self, contexts):
+        texts = [text for text in map(self.backbone.decode, contexts.rows()) if text]
+        optimizer = torch.optim.AdamW(self.backbone.requires_grad_(True).parameters(), lr=1e-2, weight_decay=0.0)
+        for _ in range(200 if texts else 0):
+            asked = Tokens.from_lists(self.backbone.encode([f"?{text[:5]}" for text in texts]))
+            wanted = Tokens.from_lists([[*self.backbone.encode([text[5]])[0], self.backbone.end_id] for text in texts])
+            with torch.enable_grad():
+                loss = self.backbone.target_loss(self.backbone.start(len(texts)), asked, wanted)
+            if loss < 0.02:
+                break
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return super().write(contexts)
+
+
+class LearnsByHeartAsTheFloor(LearnsByHeart):
+    role = "floor"
+
+
+@pytest.mark.parametrize("cheat", [LearnsByHeart, LearnsByHeartAsTheFloor])
+def test_what_write_taught_the_weights_was_not_known(tmp_path, cheat):
+    (tmp_path / "cheat.yaml").write_text(f"name: cheat\nclass: test_swap:{cheat.__name__}\n")
+    settings = ["--set=task.pairs=1", "--set=task.key_length=3", "--set=task.value_length=1", "--set=task.alphabet=8"]
+    run = ["run", "--method", tmp_path / "cheat.yaml", "--task=kv_retrieval", *settings, "--backbone=llama-1x32"]
+    done = command(*run, "--no-train", "--limit=16", "--output", tmp_path / "runs")
+    assert (done.code, done.errors) == (0, "")
+    outcome = read_record(only_run(tmp_path / "runs") / "run.json").swap_test
+    assert outcome.own_score == outcome.swapped_score > 0.8 and outcome.chance_score < 0.4
+    assert outcome.passed is False and "swap test FAILED" in done.output
 
 
 def test_one_context_alone_cannot_be_swapped(answering):
@@ -123,7 +243,7 @@ def test_one_context_alone_cannot_be_swapped(answering):
 def test_at_most_four_queries_of_a_context_are_asked(answering):
     queries = tuple(Query(f"q{n}", "?!a:", ("1",)) for n in range(6))
     made = [Document("six", "!a:1!|", queries), Document("one", "!a:2!|", (Query("only", "?!a:", ("2",)),))]
-    outcome = swap_test(Evaluator(build("full_kv", answering), TASK, 4), encode_documents(made, TASK, answering))
+    outcome = swapped(build("full_kv", answering), made)
     assert outcome.queries == 5 and outcome.own_score == 1.0 and outcome.swapped_score == 0.0
 
 

@@ -10,7 +10,7 @@ the two forms, the smaller crosses.
 """
 
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -159,8 +159,7 @@ class ARMT(MemoryMethod):
             memory = Associations(slots, values, values.new_ones(values.shape[:3]), self.queries)
         else:
             memory = Associations(None, tensors["matrices"], tensors["normalizers"], self.queries)
-        start = Tokens.repeated(self.backbone.start_ids, len(state), self.backbone.device)
-        return Prefix(start.mask, embeddings=self.backbone.embed(start.ids), layer_memory=memory)
+        return replace(self.backbone.start(len(state)), layer_memory=memory)
 
     @classmethod
     def footprint(

@@ -18,8 +18,7 @@ class NoMemory(MemoryMethod):
         return MemoryState.from_texts([""] * len(contexts))
 
     def read(self, state: MemoryState) -> Prefix:
-        start = Tokens.repeated(self.backbone.start_ids, len(state), self.backbone.device)
-        return Prefix(start.mask, embeddings=self.backbone.embed(start.ids))
+        return self.backbone.start(len(state))
 
     @classmethod
     def footprint(

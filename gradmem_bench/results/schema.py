@@ -127,7 +127,8 @@ class SwapTest(Part):
     swapped_score: float | None
     """The same with another context's state."""
     chance_score: float | None
-    """The same that a swapped state may reach by chance, since contexts share answers."""
+    """The same that a swapped state may reach by chance, since contexts share answers, or since the weights know them:
+    in records from before that was tried of every query, of those with choices alone."""
     random_score: float | None = None
     """The same with random states of the same shape, mean and deviation; `None` where a state holds no such numbers,
     or in records from before it was tried."""
