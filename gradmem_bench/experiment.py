@@ -1,6 +1,7 @@
 """One run: a method on a task, resolved before any weights are touched, then trained or loaded, scored and recorded."""
 
 import inspect
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -32,6 +33,8 @@ from gradmem_bench.tasks.declaration import load_task
 from gradmem_bench.tasks.lengths import Lengths, asked_tokens, context_lengths
 
 _SECTIONS = ("backbone", "task", "training")
+_LONGEST = 2**31
+"""Context tokens; no context has more."""
 
 
 @dataclass(frozen=True)
@@ -368,14 +371,13 @@ def curriculum_tasks(task: Task, training: TrainingConfig) -> list[Task]:
 
 
 def longest_context(method_class: type[MemoryMethod], parameters: StrictModel, backbone: Backbone, asked: int) -> int:
-    """The most context tokens for which WRITE, and READ with `asked` tokens behind it, fit the backbone's positions."""
+    """The most context tokens for which WRITE, and READ with `asked` tokens behind it, fit the backbone's positions.
 
-    def fits(tokens: int) -> bool:
+    A method that runs no sequence as long as its context, by its footprint, has room for `_LONGEST`.
+    """
+
+    def exceeds(tokens: int) -> bool:
         cost = method_class.footprint(parameters, backbone, tokens, tokens)
-        return max(cost.write_positions, cost.read_positions + asked) <= backbone.max_positions
+        return max(cost.write_positions, cost.read_positions + asked) > backbone.max_positions
 
-    low, high = 0, backbone.max_positions + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+    return bisect_right(range(1, _LONGEST + 1), False, key=exceeds)

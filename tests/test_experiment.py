@@ -293,6 +293,31 @@ def test_a_context_longer_than_the_positions_is_refused(tmp_path, local_task, mo
     assert ceiling.max_context_tokens < 64 - 32
 
 
+@pytest.mark.parametrize(
+    ("method", "settings", "budget"),
+    [
+        ("no_memory", [], Budget()),
+        ("mean_pool", [], Budget(positions=4)),
+        ("truncated_text", [], Budget(positions=8)),
+        ("truncated_text", [], Budget(bytes=8)),
+        ("armt", ["armt.segment_tokens=16", "armt.memory_vectors=4"], Budget()),
+    ],
+)
+def test_a_context_may_be_longer_than_the_positions_where_no_sequence_is(
+    tmp_path, local_task, model, method, settings, budget
+):
+    write_rows(tmp_path / "test.jsonl", 10, words=3000)
+    found = plan(method, *settings, task=local_task, backbone=str(model), budget=budget)
+    assert found.context_tokens[1] > 3000 and found.footprint.read_positions <= 8
+
+
+def test_a_footprint_that_does_not_fit_at_length_has_as_much_room_as_positions(tmp_path, local_task, model):
+    write_rows(tmp_path / "test.jsonl", 10, words=3000)
+    for method, *settings in (("full_kv",), ("gradmem",), ("armt", "armt.segment_tokens=64"), ("truncated_text",)):
+        with pytest.raises(UserError, match=f"300. tokens, but {method} has room for .. in the 64 positions"):
+            plan(method, *settings, task=local_task, backbone=str(model))
+
+
 def test_no_room_for_any_context_is_refused():
     with pytest.raises(UserError, match="12 positions of llama-1x32 leave no room for a context"):
         plan("gradmem", "backbone.max_positions=12")

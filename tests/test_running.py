@@ -113,6 +113,18 @@ def test_contexts_that_are_too_long_are_cut_and_counted(tmp_path, local_task, lo
     assert "Contexts cut to fit the backbone: full_kv 5 of 14." in done.output
 
 
+def test_a_method_that_runs_no_whole_context_takes_one_longer_than_the_positions(tmp_path, local_task, local_model):
+    rows = [{"context": "!z:9!" * 60, "query": "?!z:", "target": "9"}]
+    (local_task.parent / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    methods = ["--method=armt", "--set=armt.segment_tokens=64", "--method=no_memory", "--method=truncated_text"]
+    run = ["run", *methods, "--max-positions=8", "--task", local_task, "--backbone", local_model, "--no-train"]
+    done = command(*run, "--output", tmp_path / "runs")
+    assert (done.code, done.errors) == (0, "")
+    records = find_records([tmp_path / "runs"]).values()
+    assert {record.footprint.context_tokens for record in records} == {300}
+    assert {record.task.truncated_contexts for record in records} == {0}
+
+
 def test_queries_that_were_trained_on_are_counted_and_the_others_scored_apart(tmp_path, local_task, local_model):
     data = {name: (local_task.parent / f"{name}.jsonl").read_text().splitlines() for name in ("train", "test")}
     # Four of the 18 questions, and a fifth with its context that asks something else.

@@ -58,10 +58,13 @@ class TruncatedText(MemoryMethod):
     def footprint(
         cls, parameters: TruncatedTextParameters, backbone: Backbone, context_tokens: int, context_bytes: int
     ) -> Footprint:
-        tokens = min(context_tokens, context_tokens if parameters.max_tokens is None else parameters.max_tokens)
-        tokens = max(tokens, len(backbone.start_ids))
+        start = len(backbone.start_ids)
         size = min(context_bytes, context_bytes if parameters.max_bytes is None else parameters.max_bytes)
-        return Footprint(size, tokens, 0, vectors=())
+        tokens = min(context_tokens, context_tokens if parameters.max_tokens is None else parameters.max_tokens)
+        if parameters.max_bytes is not None:
+            # A token of the text has at least one byte of it.
+            tokens = min(tokens, start + parameters.max_bytes)
+        return Footprint(size, max(tokens, start), 0, vectors=())
 
     @classmethod
     def fit(cls, parameters: TruncatedTextParameters, budget: Budget, backbone: Backbone) -> TruncatedTextParameters:

@@ -186,6 +186,15 @@ def test_a_recipe_s_own_bounds_stay_where_the_budget_is_wider():
     assert fitted == TruncatedTextParameters(max_bytes=3, max_tokens=4)
 
 
+@pytest.mark.parametrize("begin", [False, True])
+def test_a_bound_in_bytes_is_one_of_positions_too(begin):
+    on = load_backbone(BackboneConfig(name="llama-1x32"), byte_tokenizer(begin=begin), "cpu", 0)
+    method = TruncatedText(on, TruncatedTextParameters(max_bytes=5))
+    (ids,) = on.encode_contexts(["hello world"])
+    found = method.read(method.write(Tokens.from_lists([ids]))).positions.tolist()
+    assert found == [method.footprint(method.settings, on, len(ids), 11).read_positions] == [5 + begin]
+
+
 def test_a_start_token_counts_as_a_position_and_not_as_bytes():
     on = load_backbone(BackboneConfig(name="llama-1x32"), byte_tokenizer(begin=True), "cpu", 0)
     contexts = Tokens.from_lists(on.encode_contexts(["hello"]))
