@@ -145,7 +145,8 @@ class Backbone(nn.Module):
 
     def encode_contexts(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of texts that stand at the beginning of a sequence."""
-        return [self.start_ids + ids for ids in self.encode(texts)]
+        start = self.start_ids
+        return [start + ids for ids in self.encode(texts)]
 
     def start(self, rows: int) -> Prefix:
         """What stands before a query where there is no memory, so many times: the beginning of a text, `start_ids`."""

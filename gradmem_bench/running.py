@@ -42,7 +42,7 @@ from gradmem_bench.results import (
 )
 from gradmem_bench.swap import closed_book, swap_test
 from gradmem_bench.tasks.base import Task
-from gradmem_bench.tasks.batching import EncodedDocument, encode_documents
+from gradmem_bench.tasks.batching import EncodedDocument, check_contexts, encode_documents
 from gradmem_bench.tasks.lengths import asked_tokens
 from gradmem_bench.training import PROGRESS_FILE, Progress, Trainer, TrainingStage
 
@@ -70,9 +70,12 @@ def perform(plan: Plan, output: Path, display: RunDisplay) -> RunRecord:
     # Before hours of training: a context may be too long.
     documents = plan.task.documents(plan.split)
     encoded = encode_documents(documents[: plan.options.limit], plan.task, backbone, plan.max_context_tokens)
-    stages = _stages(plan, backbone) if plan.training is not None else []
+    source, stages = None, []
+    if plan.training is not None:
+        source = _trained_before(plan, folder)
+        stages = [] if source else _stages(plan, backbone, display)
     folder.mkdir(parents=True, exist_ok=True)
-    training = _trained(plan, method, stages, folder, accelerator, display, initial_checkpoint)
+    training = _trained(plan, method, source, stages, folder, accelerator, display, initial_checkpoint)
     evaluator = Evaluator(method, plan.task, _EVALUATION_BATCH, plan.budget, accelerator.autocast)
     with display.working("which queries were trained on"):
         seen = plan.task.seen_in_training(plan.split)
@@ -136,6 +139,7 @@ def _prepared(plan: Plan, folder: Path | None) -> tuple[Accelerator, MemoryMetho
 def _trained(
     plan: Plan,
     method: MemoryMethod,
+    source: Path | None,
     stages: Sequence[TrainingStage],
     folder: Path,
     accelerator: Accelerator,
@@ -147,7 +151,6 @@ def _trained(
     if config is None:
         # What was loaded had been trained: its figures belong to the result (design law 4).
         return TrainingRecord(**checkpoints.read_about(plan.checkpoint)["training"]) if plan.checkpoint else None
-    source = path if path.exists() else trained_alike(plan, folder.parent)
     if source is not None:
         tensors, about = checkpoints.load(source, str(accelerator.device))
         checkpoints.restore(method, tensors, source)
@@ -173,9 +176,13 @@ def _trained(
     return training
 
 
-def trained_alike(plan: Plan, folder: Path) -> Path | None:
-    """The checkpoint of another run in `folder` whose training was this one's: they differ in the evaluation alone."""
-    for path in sorted(folder.glob(f"{plan.recipe.name}-*/{checkpoints.METHOD_FILE}")):
+def _trained_before(plan: Plan, folder: Path) -> Path | None:
+    """The checkpoint in `folder`, or beside it that of a run whose training was this one's: they differ in the
+    evaluation alone."""
+    own = folder / checkpoints.METHOD_FILE
+    if own.exists():
+        return own
+    for path in sorted(folder.parent.glob(f"{plan.recipe.name}-*/{checkpoints.METHOD_FILE}")):
         try:
             about = checkpoints.read_about(path)
         except UserError:
@@ -208,15 +215,22 @@ def _training_record(
     )
 
 
-def _stages(plan: Plan, backbone: Backbone) -> list[TrainingStage]:
-    """The curriculum's tasks and, last, the task itself; each with a validation set of its own."""
+def _stages(plan: Plan, backbone: Backbone, display: RunDisplay) -> list[TrainingStage]:
+    """The curriculum's tasks and, last, the task itself; each with a validation set of its own.
+
+    Raises UserError where a context to train on is too long, unless they are a generated stream, which has no end.
+    """
 
     def stage(task: Task, until: float | None, steps: int | None) -> TrainingStage:
         room = longest_context(plan.method_class, plan.parameters, backbone, asked_tokens(task, backbone))
         held_out = task.documents("validation")[: plan.training.validation_contexts]
-        return TrainingStage(
+        made = TrainingStage(
             task, task.documents("train"), encode_documents(held_out, task, backbone, room), room, until, steps
         )
+        if not (made.is_stream or task.truncate_contexts):
+            with display.working("how long the training contexts are"):
+                check_contexts(made.documents, task, backbone, room)
+        return made
 
     easier = [
         stage(task, one.until, one.steps)

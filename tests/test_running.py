@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -111,6 +112,23 @@ def test_contexts_that_are_too_long_are_cut_and_counted(tmp_path, local_task, lo
     assert (record.task.contexts, record.task.truncated_contexts) == (14, 5)
     assert record.footprint.read_positions.max + 4 + 32 <= 128  # the query, the longest answer
     assert "Contexts cut to fit the backbone: full_kv 5 of 14." in done.output
+
+
+def test_a_context_that_is_too_long_to_train_on_is_told_before_the_training(tmp_path, local_task, local_model):
+    data = local_task.parent / "train.jsonl"
+    long = {"context": "!z:9!" * 40, "query": "?!z:", "target": "9"}
+    data.write_text(data.read_text() + json.dumps(long) + "\n")
+    # Two steps of four contexts draw a few of 31.
+    run = ["--task", local_task, "--backbone", local_model, "--set=training.steps=2", "--output", tmp_path / "r"]
+    done = command("run", "--method=full_kv", *run)
+    assert done.code == 2
+    told = " ".join(done.errors.split())
+    assert re.search(r"context of document '\w+' of boxes has 200 tokens, but at most \d+ fit the backbone's 128", told)
+    assert "take a backbone with more, or set truncate_contexts: true" in told
+    assert not (tmp_path / "r").exists()
+    # Where it may be cut there is nothing to tell.
+    local_task.write_text(local_task.read_text() + "  truncate_contexts: true\n")
+    assert command("run", "--method=full_kv", *run).code == 0
 
 
 def test_a_method_that_runs_no_whole_context_takes_one_longer_than_the_positions(tmp_path, local_task, local_model):

@@ -11,6 +11,8 @@ from gradmem_bench.batch import Batch, Tokens
 from gradmem_bench.errors import UserError
 from gradmem_bench.tasks.base import Document, Query, Task
 
+_ENCODED_TOGETHER = 1000
+
 
 @dataclass(frozen=True)
 class EncodedDocument:
@@ -52,11 +54,7 @@ def encode_documents(
         last = first + len(document.queries)
         truncated = max_context_tokens is not None and len(context) > max_context_tokens
         if truncated and not task.truncate_contexts:
-            raise UserError(
-                f"The context of document '{document.id}' of {task.name} has {len(context)} tokens, but at most "
-                f"{max_context_tokens} fit the backbone's {backbone.max_positions} positions beside memory, query and "
-                "answer; take a backbone with more, or set truncate_contexts: true in the task's metadata."
-            )
+            raise _too_long(document, len(context), task, backbone, max_context_tokens)
         encoded.append(
             EncodedDocument(
                 document,
@@ -69,6 +67,27 @@ def encode_documents(
         )
         first = last
     return encoded
+
+
+def check_contexts(documents: Sequence[Document], task: Task, backbone: Backbone, max_context_tokens: int) -> None:
+    """Raises UserError, as `encode_documents` does, where a context is too long; encodes those alone that may be."""
+    # A token has at least one byte, apart from what a tokenizer begins a text with, and the mark of a word's beginning.
+    certain = max_context_tokens - len(backbone.start_ids) - 1
+    doubtful = [document for document in documents if len(document.context.encode()) > certain]
+    for first in range(0, len(doubtful), _ENCODED_TOGETHER):
+        some = doubtful[first : first + _ENCODED_TOGETHER]
+        contexts = backbone.encode_contexts([document.context for document in some])
+        for document, context in zip(some, contexts, strict=True):
+            if len(context) > max_context_tokens:
+                raise _too_long(document, len(context), task, backbone, max_context_tokens)
+
+
+def _too_long(document: Document, tokens: int, task: Task, backbone: Backbone, most: int) -> UserError:
+    return UserError(
+        f"The context of document '{document.id}' of {task.name} has {tokens} tokens, but at most {most} fit the "
+        f"backbone's {backbone.max_positions} positions beside memory, query and answer; take a backbone with more, or "
+        "set truncate_contexts: true in the task's metadata."
+    )
 
 
 def _choices(backbone: Backbone, asked: Sequence[Query], alone: Sequence[list[int]]) -> list[list[list[int]]]:

@@ -8,7 +8,7 @@ from gradmem_bench.config import BackboneConfig
 from gradmem_bench.errors import UserError
 from gradmem_bench.loading import load_backbone
 from gradmem_bench.tasks.base import Document, Query
-from gradmem_bench.tasks.batching import asked_of, encode_documents, training_batch
+from gradmem_bench.tasks.batching import asked_of, check_contexts, encode_documents, training_batch
 
 # What a space and an h are together in byte-level BPE, and a word that ends where another could have gone on.
 MERGES = (("Ġ", "h"), ("b", "c"))
@@ -86,6 +86,21 @@ def test_a_context_that_is_too_long_is_refused_or_cut_and_marked():
     assert [one.truncated for one in cut] == [False, True]
     exact = encode_documents(documents, key_value_task(), on, 7)
     assert [one.truncated for one in exact] == [False, False] and len(exact[1].context) == 7
+
+
+@pytest.mark.parametrize("begin", [False, True])
+def test_the_lengths_of_contexts_are_looked_at_by_themselves(begin):
+    on, task = backbone(begin), key_value_task()
+    # Seven tokens of eight bytes, and twelve of as many; a start token is one more.
+    documents = [document("ascii", "aaaaabcc", ("q", "1")), document("wide", "éééééé", ("q", "1"))]
+    documents += [document(f"short-{row}", "a", ("q", "1")) for row in range(1500)]
+    longest = max(len(ids) for ids in on.encode_contexts([one.context for one in documents]))
+    check_contexts(documents, task, on, longest)
+    with pytest.raises(UserError) as refused:
+        check_contexts(documents, task, on, longest - 1)
+    with pytest.raises(UserError) as encoded:
+        encode_documents(documents, task, on, longest - 1)
+    assert str(refused.value) == str(encoded.value)
 
 
 def test_a_query_without_tokens_is_refused():
