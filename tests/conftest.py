@@ -56,7 +56,8 @@ def local_task(tmp_path: Path) -> Path:
     path = tmp_path / "boxes.yaml"
     path.write_text(
         "task: boxes\ndataset_path: json\ndataset_kwargs:\n  data_files: {train: train.jsonl, test: test.jsonl}\n"
-        "training_split: train\ntest_split: test\nmetadata:\n  version: 1\n  training: {steps: 3, batch_size: 4}\n"
+        "training_split: train\ntest_split: test\ngeneration_kwargs: {until: [], max_gen_toks: 32}\n"
+        "metadata:\n  version: 1\n  training: {steps: 3, batch_size: 4}\n"
     )
     return path
 

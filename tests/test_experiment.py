@@ -44,7 +44,8 @@ def local_task(tmp_path):
     path = tmp_path / "own.yaml"
     path.write_text(
         "task: own\ndataset_path: json\ndataset_kwargs:\n  data_files: {train: train.jsonl, test: test.jsonl}\n"
-        "training_split: train\ntest_split: test\nmetadata:\n  training: {steps: 3, batch_size: 4}\n"
+        "training_split: train\ntest_split: test\ngeneration_kwargs: {until: [], max_gen_toks: 32}\n"
+        "metadata:\n  training: {steps: 3, batch_size: 4}\n"
     )
     return path
 

@@ -170,6 +170,7 @@ def test_the_command_trains_and_its_folder_is_a_backbone(texts, preset, tmp_path
     (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "own.yaml").write_text(
         "task: own\ndataset_path: json\ndataset_kwargs:\n  data_files: {test: test.jsonl}\ntest_split: test\n"
+        "generation_kwargs: {until: [], max_gen_toks: 32}\n"
     )
     run = command(
         "run", "--method=no_memory", "--task", tmp_path / "own.yaml", "--backbone", tmp_path / "lm", "--no-train",

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
+from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from gradmem_bench import checkpoints
@@ -35,8 +36,6 @@ lm_eval_cache.install()
 
 _AUTOMATIC_BATCH = 32
 _DTYPES = ("float32", "bfloat16")
-_NEW_TOKENS = 256
-"""lm-eval's default where a task does not say how long an answer may be."""
 _logger = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 
@@ -141,7 +140,7 @@ class GradmemBench(LM):
         for request in requests:
             _check_generation(request)
         prompts = self._prompts([request.args[0] for request in requests])
-        most = [request.args[1].get("max_gen_toks", _NEW_TOKENS) for request in requests]
+        most = [normalize_gen_kwargs(request.args[1])["max_gen_toks"] for request in requests]
 
         def answer(prefix: Prefix, places: Sequence[int]) -> list[str]:
             asked = Tokens.from_lists([prompts[place] for place in places], self._device)

@@ -84,12 +84,13 @@ class Task(ABC):
 
     @property
     def max_new_tokens(self) -> int:
-        return self.declaration.get("generation_kwargs", {}).get("max_gen_toks", 32)
+        """The most tokens of an answer, the end-of-text token included."""
+        return self.declaration["generation_kwargs"]["max_gen_toks"]
 
     @property
     def until(self) -> tuple[str, ...]:
         """Strings at which a generated answer ends, the end-of-text token apart."""
-        until = self.declaration.get("generation_kwargs", {}).get("until", ())
+        until = self.declaration["generation_kwargs"]["until"]
         return (until,) if isinstance(until, str) else tuple(until)
 
     @property

@@ -5,6 +5,7 @@ not honoured here (few-shot examples, a description, choices...) is refused unle
 so that one file never means two things. `metric_list`, `process_results` and `filter_list` say how lm-eval scores.
 """
 
+import json
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
@@ -29,9 +30,9 @@ from gradmem_bench.tasks.documents import Documents
 class GenerationConfig(StrictModel):
     """How answers are generated; always greedily."""
 
-    until: str | list[str] = []
+    until: str | list[str]
     """Strings at which an answer ends, the end-of-text token apart."""
-    max_gen_toks: int = Field(default=32, ge=1)
+    max_gen_toks: int = Field(ge=1)
     """The most tokens of an answer, the end-of-text token included."""
     do_sample: Literal[False] = False
     temperature: float = Field(default=0, ge=0, le=0)
@@ -77,7 +78,7 @@ class TaskDeclaration(StrictModel):
     num_fewshot: Literal[0] | None = None
     metric_list: list[dict[str, Any]] | None = None
     output_type: Literal["generate_until"] = "generate_until"
-    generation_kwargs: GenerationConfig = GenerationConfig()
+    generation_kwargs: GenerationConfig
     repeats: Literal[1] = 1
     filter_list: list[dict[str, Any]] | None = None
     should_decontaminate: Literal[False] = False
@@ -107,6 +108,7 @@ class TaskMetadata(StrictModel):
 
 def check_declaration(values: dict[str, Any], where: str) -> None:
     """Raises UserError, one sentence naming `where` and the key, when `values` is no task declaration."""
+    _check_generation(values.get("generation_kwargs", {}), where)
     validated(TaskDeclaration, values, where)
     known = {field.alias or name for name, field in TaskMetadata.model_fields.items()}
     metadata = values.get("metadata", {})
@@ -118,6 +120,19 @@ def check_declaration(values: dict[str, Any], where: str) -> None:
     if metadata.get("backbone"):
         validated(BackboneConfig, metadata["backbone"], f"{where}: metadata.backbone")
     validated(TrainingConfig, metadata.get("training", {}), f"{where}: metadata.training")
+
+
+def _check_generation(given: Any, where: str) -> None:
+    """Refuses what leaves open when an answer ends: lm-eval fills it in, and each of its models does."""
+    # What is no mapping, or has a misspelt key, has a sentence of its own.
+    if not isinstance(given, dict) or given.keys() - GenerationConfig.model_fields.keys():
+        return
+    filled = {"until": ["\n"], "max_gen_toks": 32} | given
+    if filled.keys() != given.keys():
+        raise UserError(
+            f"{where} leaves open when an answer ends, which lm-eval would fill in; write generation_kwargs: "
+            f"{json.dumps(filled, default=str)}, or values of your own."
+        )
 
 
 def load_task(path: Path, settings: dict[str, Any] | None = None) -> Task:

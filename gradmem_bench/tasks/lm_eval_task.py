@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 _SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 _SUMMARIES = ("string match",)
 """Names here for metrics that lm-eval names by a context's length."""
+_BESIDE_CHOICES = 32
+"""The most tokens of the answer that is generated where lm-eval itself asks for the likeliest choice alone."""
 
 
 class LmEvalSettings(StrictModel):
@@ -123,10 +125,15 @@ class LmEvalTask(SplitTask):
 
     @cached_property
     def _generation(self) -> dict[str, Any]:
-        """How the answer to the first document is generated; nothing of it differs from document to document."""
+        """How the answer to the first document is generated, with the defaults of lm-eval's own models; nothing of it
+        differs from document to document."""
+        from lm_eval.models.utils import normalize_gen_kwargs
+
         split = self._splits["test"] or self._splits["validation"]
         first = self._request(next(iter(self._lm_eval_docs(split))), self._name)[0]
-        return first.args[1] if first.request_type == "generate_until" else {}
+        if first.request_type != "generate_until":
+            return {"until": [], "max_gen_toks": _BESIDE_CHOICES}
+        return normalize_gen_kwargs(first.args[1])
 
     def _lm_eval_docs(self, data_split: str) -> Sequence[dict[str, Any]]:
         task = self._task
@@ -140,12 +147,11 @@ class LmEvalTask(SplitTask):
 
     @property
     def max_new_tokens(self) -> int:
-        return self._generation.get("max_gen_toks", super().max_new_tokens)
+        return self._generation["max_gen_toks"]
 
     @property
     def until(self) -> tuple[str, ...]:
-        until = self._generation.get("until") or ()
-        return (until,) if isinstance(until, str) else tuple(until)
+        return tuple(filter(None, self._generation["until"]))
 
     @property
     def truncate_contexts(self) -> bool:

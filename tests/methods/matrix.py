@@ -8,7 +8,7 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from gradmem_bench.backbone import Backbone
-from gradmem_bench.config import BackboneConfig
+from gradmem_bench.config import BackboneConfig, merge
 from gradmem_bench.loading import load_backbone
 from gradmem_bench.methods.armt import ARMT
 from gradmem_bench.methods.base import MemoryMethod
@@ -86,7 +86,8 @@ PAIRS = [(family, name) for name in METHODS for family in families(name)]
 
 
 def key_value_task(**declaration) -> KeyValueRetrieval:
-    return KeyValueRetrieval({"task": "kv_retrieval", "target_delimiter": "", **declaration})
+    base = {"task": "kv_retrieval", "target_delimiter": "", "generation_kwargs": {"until": [], "max_gen_toks": 32}}
+    return KeyValueRetrieval(merge(base, declaration))
 
 
 @cache

@@ -15,7 +15,8 @@ TASKS = Path(__file__).parents[2] / "tasks"
 
 def write(folder: Path, **values) -> Path:
     path = folder / "mine.yaml"
-    path.write_text(yaml.safe_dump({"task": "mine", "dataset_path": "someone/mine", **values}))
+    base = {"task": "mine", "dataset_path": "someone/mine", "generation_kwargs": {"until": [], "max_gen_toks": 32}}
+    path.write_text(yaml.safe_dump(base | values))
     return path
 
 
@@ -68,7 +69,17 @@ def test_a_users_own_class_is_used(tmp_path, monkeypatch):
         ({"num_fewshot": 5}, "'num_fewshot' is 5"),
         ({"description": "Answer!"}, "'description' is 'Answer!'"),
         ({"output_type": "multiple_choice"}, "'output_type' is 'multiple_choice'"),
-        ({"generation_kwargs": {"do_sample": True}}, "'generation_kwargs.do_sample' is True"),
+        (
+            {"generation_kwargs": {"do_sample": True, "until": [], "max_gen_toks": 3}},
+            "'generation_kwargs.do_sample' is True",
+        ),
+        ({"generation_kwargs": {"until": [], "max_gen_toks": 0}}, "'generation_kwargs.max_gen_toks' is 0"),
+        (
+            {"generation_kwargs": {"max_gen_toks": 3}},
+            "mine.yaml leaves open when an answer ends, which lm-eval would fill in; write generation_kwargs: "
+            '{"until": ["\\n"], "max_gen_toks": 3}',
+        ),
+        ({"generation_kwargs": {}}, 'write generation_kwargs: {"until": ["\\n"], "max_gen_toks": 32}'),
         (
             {"generation_kwargs": {"max_tokens": 3}},
             "no key 'generation_kwargs.max_tokens'. Did you mean 'max_gen_toks'",

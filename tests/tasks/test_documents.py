@@ -34,6 +34,7 @@ def stories(count: int, start: int = 0) -> list[dict]:
 def declare(folder: Path, **values) -> Path:
     path = folder / "mine.yaml"
     base = {"task": "mine", "training_split": "train", "validation_split": "valid", "test_split": "test"}
+    base |= {"generation_kwargs": {"until": [], "max_gen_toks": 32}}
     path.write_text(yaml.safe_dump(base | values))
     return path
 

@@ -74,6 +74,8 @@ def test_drop_asks_the_question_alone_and_accepts_every_answer(data):
     assert query.text == "How many points did the Bears score?"
     assert query.targets == ("24", "24 points, the win")
     assert (task.until, task.target_delimiter, task.name) == ((".",), "", "lm_eval_drop")
+    # lm-eval's own models generate so many where a task does not say.
+    assert task.max_new_tokens == 256
     assert task.own_score(query, " 24", []) == 1.0
     # DROP's F1: one word of two, where numbers have to agree.
     assert task.own_score(query, "24 goals", []) == pytest.approx(0.67)
@@ -97,6 +99,7 @@ def test_race_is_a_choice_by_log_likelihood(data):
     assert document.context == "Article: Bob left for Lima."
     assert query.text == "Question: Who left?\nAnswer: Bob\nWhere is Bob?"
     assert query.choices == (" Rome", " Oslo", " Lima", " Kyiv") and query.targets == ("Lima",)
+    assert (task.until, task.max_new_tokens) == ((), 32)
     assert task.own_score(query, "", [(-3.0, False), (-2.0, False), (-1.0, True), (-4.0, False)]) == 1.0
     assert task.own_score(query, "", [(-3.0, False), (-0.5, True), (-1.0, False), (-4.0, False)]) == 0.0
     with pytest.raises(UserError, match="no data for 'train'.*give --no-train"):
