@@ -269,7 +269,14 @@ def _read(kind: Kind, path: Path, values: dict[str, Any], origin: str, distribut
         raise UserError(f"{path} declares no task: the key '{key}' is {name!r}, but a name was expected.")
     if not (isinstance(members, list) and all(isinstance(member, str) for member in members)):
         raise UserError(f"{path}: 'task' is {members!r}, but a group takes a list of task names.")
+    return Entry(kind, name, str(path), origin, distribution, task_description(values, name), tuple(members))
+
+
+def task_description(values: dict[str, Any], name: str) -> str:
+    """What a task's file says of it in `metadata.description`: one line, or one for each task that includes the file.
+
+    Not the key `description`: in lm-eval's format that is text put before every prompt.
+    """
     metadata = values.get("metadata")
-    # Not the key `description`: in lm-eval's format that is text put before every prompt.
     description = metadata.get("description", "") if isinstance(metadata, dict) else ""
-    return Entry(kind, name, str(path), origin, distribution, " ".join(str(description).split()), tuple(members))
+    return " ".join(str(description.get(name, "") if isinstance(description, dict) else description).split())

@@ -115,6 +115,16 @@ def test_tasks_and_groups_of_an_include_path(tmp_path):
     assert not named(entries("task", [tmp_path]), "m")
 
 
+def test_tasks_that_share_a_file_are_described_each_by_its_name(tmp_path):
+    write(tmp_path / "_shared", "metadata: {description: {one: The first of two., two: The second.}}\n")
+    for name in ("one", "two", "three"):
+        write(tmp_path / f"{name}.yaml", f"include: _shared\ntask: {name}\n")
+    told = {name: resolve("task", name, [tmp_path]).description for name in ("one", "two", "three")}
+    assert told == {"one": "The first of two.", "two": "The second.", "three": ""}
+    built_in = [entry for entry in entries("task") if not entry.members]
+    assert len({entry.description for entry in built_in}) == len(built_in) and all(one.description for one in built_in)
+
+
 def test_a_path_is_a_name(tmp_path):
     path = write(tmp_path / "deep" / "mine.yaml", "task: mine\n")
     assert resolve("task", str(path)) == Entry("task", "mine", str(path), str(path.parent))

@@ -22,7 +22,7 @@ from gradmem_bench.config import (
 )
 from gradmem_bench.errors import UserError, did_you_mean
 from gradmem_bench.lm_eval_names import PREFIX
-from gradmem_bench.registry import Entry, load_object
+from gradmem_bench.registry import Entry, load_object, task_description
 from gradmem_bench.tasks.base import Task
 from gradmem_bench.tasks.documents import Documents
 
@@ -92,7 +92,8 @@ class TaskMetadata(StrictModel):
     """The keys of a task file's `metadata:` that are read here; others may stand beside them."""
 
     version: float | int | str = 0
-    description: str = ""
+    description: str | dict[str, str] = ""
+    """What the task is, in a line; where tasks share it through `include`, a line for each by its name."""
     citation: str = ""
     implementation: str | None = Field(default=None, alias="class", pattern=r"^[\w.]+:\w+$")
     """`module:Class` of a Task that makes its own documents; without it the task reads a data set."""
@@ -152,6 +153,9 @@ def load_task(path: Path, settings: dict[str, Any] | None = None) -> Task:
     check_declaration(values, str(path))
     if settings:
         values = merge(values, {Task.settings_key: settings})
+    if isinstance(values.get("metadata", {}).get("description"), dict):
+        described = {"description": task_description(values, values["task"])}
+        values["metadata"] = values["metadata"] | described
     implementation = values.get("metadata", {}).get("class")
     if implementation is None:
         return Documents(values, path)

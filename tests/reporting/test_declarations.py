@@ -97,6 +97,11 @@ def test_a_task_as_it_is_shown_is_the_same_task(tmp_path):
     assert copy.declaration["doc_to_text"] == "Question: {{query}}\nAnswer:"
 
 
+def test_a_task_that_shares_its_file_is_shown_with_its_own_description():
+    described = yaml.safe_load(re.sub("!function ", "", shown("babi_qa3")))["metadata"]["description"]
+    assert described == "A bAbI story, and a question about it that takes three supporting facts"
+
+
 @pytest.fixture
 def own_method(tmp_path, monkeypatch) -> Iterator[Path]:
     """The YAML of a method of one's own, beside its class."""
