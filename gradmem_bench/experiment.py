@@ -4,7 +4,7 @@ import inspect
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
-from hashlib import sha256
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,13 @@ from gradmem_bench.config import (
     validated,
 )
 from gradmem_bench.errors import UserError, did_you_mean
+from gradmem_bench.hashing import source_hashes
 from gradmem_bench.loading import load_backbone
 from gradmem_bench.methods.base import Footprint, MemoryMethod
 from gradmem_bench.registry import Entry, load_object, located, method_recipe
 from gradmem_bench.tasks.base import Split, Task
 from gradmem_bench.tasks.declaration import load_task
+from gradmem_bench.tasks.identity import DeclarationHashes, declaration_hashes
 from gradmem_bench.tasks.lengths import Lengths, asked_tokens, context_lengths
 
 _SECTIONS = ("backbone", "task", "training")
@@ -89,14 +91,17 @@ class Plan:
         return "test"
 
     def configuration(self) -> dict[str, Any]:
-        """All that the result depends on, JSON-able; its fingerprint names the run's folder."""
+        """All that the result depends on, JSON-able; its fingerprint names the run's folder.
+
+        Of what is built in, be it method or task, the versions tell, and it has no hash.
+        """
+        validation = self._data_hash("validation") if self.task_hashes and self.training else None
         return {
             "version": __version__,
             "method": {
                 "class": self.recipe.implementation,
                 "parameters": self.parameters.model_dump(mode="json"),
-                # Of what is built in, the version above tells.
-                **({"source": self.source_hash} if self.source_hash else {}),
+                **_present(source=self.source_hash),
             },
             "task": {
                 "name": self.task.name,
@@ -105,6 +110,7 @@ class Plan:
                 "split": self.split,
                 "hash": self._data_hash(self.split),
                 "training_hash": self.training and self._data_hash("train"),
+                **_present(declaration=self.task_hashes and self.task_hashes.whole, validation_hash=validation),
             },
             "backbone": self.backbone.model_dump(mode="json"),
             "training": self.training and self.training.model_dump(mode="json"),
@@ -128,15 +134,20 @@ class Plan:
         configuration = self.configuration()
         configuration["method"]["parameters"] = self.trained_parameters.model_dump(mode="json")
         task = {key: value for key, value in configuration["task"].items() if key not in ("split", "hash")}
+        task |= _present(declaration=self.task_hashes and self.task_hashes.trained)
         rest = {key: value for key, value in configuration.items() if key not in ("budget", "limit")}
         return fingerprint(rest | {"task": task})
 
-    @property
+    # Cached: a file that is edited while a run goes on is not what runs.
+    @cached_property
     def source_hash(self) -> str | None:
         """SHA-256 of the file of a method that is not built in, 16 digits: with another body it is another method."""
-        if self.method_class.__module__.partition(".")[0] == __package__:
-            return None
-        return sha256(Path(inspect.getfile(self.method_class)).read_bytes()).hexdigest()[:16]
+        return next(iter(source_hashes([Path(inspect.getfile(self.method_class))])), None)
+
+    @cached_property
+    def task_hashes(self) -> DeclarationHashes | None:
+        """Of a task that is not built in."""
+        return declaration_hashes(self.task)
 
     def _data_hash(self, split: Split) -> str | None:
         source = self.task.source(split)
@@ -149,6 +160,10 @@ class Plan:
     def folder(self, output: Path) -> Path:
         """Where this run, and no other, keeps its files."""
         return output / self.task.name / f"{self.recipe.name}-{self.config_hash[:8]}"
+
+
+def _present(**hashes: str | None) -> dict[str, str]:
+    return {name: value for name, value in hashes.items() if value is not None}
 
 
 class Known:

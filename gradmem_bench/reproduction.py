@@ -309,6 +309,7 @@ class Archive:
             _agree(record.method.parameters, expected["parameters"], expected["parameter_defaults"])
             and _agree(training.config, expected["training"], expected["training_defaults"])
             and record.task.settings == (task.declaration.get(task.settings_key) or {})
+            and record.task.declaration_hash == expected["declaration"]
             and record.environment.dtype == run.dtype
             and self._alike(record, backbone, task)
         )
@@ -339,6 +340,7 @@ def expected_of(run: Run, known: "Known") -> dict[str, Any]:
     from gradmem_bench.experiment import Options, choose
     from gradmem_bench.loading import recorded_name
     from gradmem_bench.registry import located, resolve
+    from gradmem_bench.tasks.identity import declaration_hashes
 
     entry = resolve("method", run.method)
     started = run.start.assignments(entry.name) if run.start else ()
@@ -349,6 +351,7 @@ def expected_of(run: Run, known: "Known") -> dict[str, Any]:
     training = merge(task.metadata.get("training", {}), merge(chosen.recipe.training, chosen.sections["training"]))
     unnamed = f"The task {task.name} names no backbone of its own; give '{run.name}' one."
     backbone = chosen.backbone(task.metadata.get("backbone", {}), unnamed)
+    declaration = declaration_hashes(task)
     return {
         "class": chosen.recipe.implementation,
         "parameters": chosen.parameters.model_dump(mode="json"),
@@ -357,6 +360,7 @@ def expected_of(run: Run, known: "Known") -> dict[str, Any]:
         "training": validated(TrainingConfig, training, f"'{run.name}'").model_dump(mode="json"),
         "training_defaults": TrainingConfig().model_dump(mode="json"),
         "task": task,
+        "declaration": declaration and declaration.whole,
         "backbone": backbone,
         "backbone_name": recorded_name(backbone.name),
     }

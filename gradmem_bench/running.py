@@ -332,6 +332,7 @@ def _record(
         name=plan.task.name,
         version=configuration["task"]["version"],
         settings=configuration["task"]["settings"],
+        declaration_hash=plan.task_hashes and plan.task_hashes.whole,
         normalized_answers=plan.task.text_metrics,
         own_metric=plan.task.own_metric,
         split=plan.split,

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 import gradmem_bench
 from gradmem_bench.config import TrainingConfig
 from gradmem_bench.methods.gradmem import GradMemParameters
-from gradmem_bench.results import ProfileRecord, read_record
+from gradmem_bench.results import ProfileRecord, find_records, read_record
 
 HEAVY = {"torch", "transformers", "datasets", "pandas", "lm_eval"}
 PROGRAM = """
@@ -363,6 +363,25 @@ def test_a_method_of_ones_own_is_one_file_and_one_yaml(tmp_path):
     record = read_record(path)
     assert record.method.implementation == "backwards:Backwards"
     assert record.footprint.state_bytes.max == 5
+
+
+def test_a_task_of_ones_own_that_was_changed_is_another_run_and_shares_no_table(tmp_path, local_task, local_model):
+    given = ["--method=no_memory", "--task", local_task, "--backbone", local_model, "--output", tmp_path / "runs"]
+    text = local_task.read_text()
+    edits = (text, f'doc_to_text: "Q {{{{query}}}}"\n{text}', f"generation_kwargs: {{until: ['!']}}\n{text}")
+    outputs = []
+    for declared in edits:
+        local_task.write_text(declared)
+        done = command("run", *given)
+        assert (done.code, done.errors) == (0, "")
+        outputs.append(done.output)
+    assert command("run", *given).output.count("done before") == 1
+    records = find_records([tmp_path / "runs"]).values()
+    assert len({record.task.declaration_hash for record in records}) == len({record.run_id for record in records}) == 3
+    # Where an answer ends is of no account to training.
+    assert ["trained before" in output for output in outputs] == [False, False, True]
+    refused = command("compare", tmp_path / "runs")
+    assert refused.code == 2 and "they differ in declaration (" in " ".join(refused.errors.split())
 
 
 def test_a_method_of_ones_own_that_was_changed_is_another_run(tmp_path):

@@ -1,5 +1,6 @@
 import json
 import sys
+from shutil import copytree
 
 import pytest
 from commands import TASK, TINY, command
@@ -16,6 +17,12 @@ SETTINGS = tuple(setting.removeprefix("--set=") for setting in TASK)
 def plan(method="gradmem", *settings, task="kv_retrieval", backbone="llama-1x32", **options) -> Plan:
     given = (*SETTINGS, *settings) if task == "kv_retrieval" else settings
     return resolve(find("method", method), find("task", str(task)), Options(backbone, settings=given, **options))
+
+
+def edit(path, old, new):
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
 
 
 def write_rows(path, count, words=1):
@@ -185,7 +192,8 @@ def forgotten(monkeypatch):
     """What a test imports of its folder is not imported for the next."""
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield
-    sys.modules.pop("greedy_method", None)
+    for name in ("greedy_method", "own_class"):
+        sys.modules.pop(name, None)
 
 
 def test_a_fit_that_does_not_keep_to_the_budget_is_refused_before_anything_is_trained(tmp_path, forgotten):
@@ -277,6 +285,82 @@ def test_other_data_make_another_run(tmp_path, local_task, model, changed):
     assert plan(task=local_task, backbone=str(model)).config_hash == before
     write_rows(tmp_path / changed, 12)
     assert plan(task=local_task, backbone=str(model)).config_hash != before
+
+
+def hashes(*arguments, **options) -> tuple[str, str]:
+    """What names the run's folder, and what names its training."""
+    found = plan(*arguments, **options)
+    return found.config_hash, found.training_hash
+
+
+@pytest.mark.parametrize(
+    ("line", "trained_anew"),
+    [
+        ("doc_to_text: '{{query}}!'", True),
+        ("target_delimiter: ''", True),
+        ("generation_kwargs: {max_gen_toks: 8}", True),
+        ("generation_kwargs: {until: ['|']}", False),
+        ("metadata: {normalize_answers: false}", False),
+        ("metadata: {truncate_contexts: true}", True),
+    ],
+)
+def test_an_edited_task_of_ones_own_is_another_run(local_task, model, line, trained_anew):
+    edit(local_task, "metadata:\n  training: {steps: 3, batch_size: 4}\n", "")
+    before = hashes(task=local_task, backbone=str(model))
+    local_task.write_text(f"{local_task.read_text()}{line}\n")
+    after = hashes(task=local_task, backbone=str(model))
+    assert (after[0] != before[0], after[1] != before[1]) == (True, trained_anew)
+
+
+def test_what_is_only_told_of_a_task_is_no_part_of_a_run(local_task, model):
+    before = hashes(task=local_task, backbone=str(model))
+    edit(local_task, "metadata:\n", "metadata:\n  description: boxes\n  citation: a paper\n")
+    assert hashes(task=local_task, backbone=str(model)) == before
+
+
+def test_another_validation_file_is_another_training(tmp_path, local_task, model):
+    write_rows(tmp_path / "valid.jsonl", 5)
+    edit(local_task, "test: test.jsonl}\n", "test: test.jsonl, valid: valid.jsonl}\nvalidation_split: valid\n")
+    before = hashes(task=local_task, backbone=str(model))
+    untrained = hashes(task=local_task, backbone=str(model), train=False)
+    write_rows(tmp_path / "valid.jsonl", 6)
+    after = hashes(task=local_task, backbone=str(model))
+    assert after[0] != before[0] and after[1] != before[1]
+    assert hashes(task=local_task, backbone=str(model), train=False) == untrained
+
+
+@pytest.mark.parametrize("file", ["own_class.py", "own_prompt.py"])
+def test_another_body_of_a_tasks_class_or_function_is_another_run(tmp_path, local_task, model, forgotten, file):
+    (tmp_path / "own_class.py").write_text(
+        "from gradmem_bench.tasks.documents import Documents\n\n\nclass Own(Documents):\n    pass\n"
+    )
+    (tmp_path / "own_prompt.py").write_text("def ask(row):\n    return row['query']\n")
+    edit(local_task, "metadata:\n", "doc_to_text: !function own_prompt.ask\nmetadata:\n  class: own_class:Own\n")
+    before = hashes(task=local_task, backbone=str(model))
+    assert hashes(task=local_task, backbone=str(model)) == before
+    (tmp_path / file).write_text((tmp_path / file).read_text() + "# changed\n")
+    after = hashes(task=local_task, backbone=str(model))
+    assert after[0] != before[0] and after[1] != before[1]
+
+
+def test_what_is_built_in_is_known_by_its_version():
+    for found in (plan("gradmem"), plan("gradmem", backbone="kv_recall")):
+        configuration = found.configuration()
+        assert {"declaration", "validation_hash"}.isdisjoint(configuration["task"])
+        assert (found.source_hash, found.task_hashes) == (None, None)
+
+
+def test_two_tasks_of_one_name_are_refused_in_one_command(tmp_path, local_task, model):
+    given = ["--method=no_memory", "--backbone", model, "--output", tmp_path / "runs", "--dry-run"]
+    other = copytree(tmp_path, tmp_path.with_name("others")) / local_task.name
+    # One file under two names is one task.
+    again = f"{tmp_path}/../{tmp_path.name}/{local_task.name}"
+    done = command("run", *given, "--task", local_task, "--task", again)
+    assert (done.code, done.errors) == (0, "")
+    done = command("run", *given, "--task", local_task, "--task", other)
+    assert done.code == 2
+    told = " ".join(done.errors.split())
+    assert f"{local_task} and {other} both declare a task 'own'" in told and "give one another name" in told
 
 
 # ------------------------------------------------------------------------- found before weights are read

@@ -24,6 +24,8 @@ from gradmem_bench.reproduction import (
     missing,
 )
 from gradmem_bench.results import find_records
+from gradmem_bench.tasks.declaration import load_task
+from gradmem_bench.tasks.identity import declaration_hashes
 
 FIGURES = ("fig3", "fig4a", "fig4b", "fig5", "babi", "squad", "question", "reconstruction")
 OWN = ("writing", "writing_steps", "writing_ablation", "writing_pairs", "eight_vectors", "babi_wiki", "squad_wiki")
@@ -254,6 +256,18 @@ def test_a_record_answers_for_no_other_shape_of_a_backbone_of_its_name(tmp_path)
     assert command("reproduce", path, "--output", tmp_path / "runs").code == 0
     archive = Archive(find_records([tmp_path / "runs"]))
     assert (archive.find(few) is None, archive.find(many) is None) == (False, True)
+
+
+def test_a_record_answers_for_no_other_declaration_of_its_task(made, tmp_path):
+    _, output, _ = made
+    path, record = Archive(find_records([output])).find(expand(scale())[0])
+    own = tmp_path / "own.yaml"
+    own.write_text(f"include: {recipe_folder('task') / 'kv_retrieval.yaml'}\n")
+    [run] = [one for one in expand(scale().model_copy(update={"task": str(own)})) if one.setting == {"pairs": 2}]
+    for found, there in (("", False), (declaration_hashes(load_task(own)).whole, True)):
+        task = record.task.model_copy(update={"declaration_hash": found or None})
+        archive = Archive({path: record.model_copy(update={"task": task})})
+        assert (archive.find(run) is not None) == there
 
 
 def test_a_run_is_missing_where_the_checkpoint_is_that_it_starts_from(made, tmp_path):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradmem_bench.commands.options import Device, StoredAs, torch_device
 from gradmem_bench.config import Budget, parse_bytes
+from gradmem_bench.errors import UserError
 
 if TYPE_CHECKING:
     from gradmem_bench.experiment import Plan
@@ -26,7 +27,7 @@ def plans_of(
 ) -> list["Plan"]:
     """Every method on every task at every budget, each different run once; `options` are those of experiment.Options.
 
-    Raises UserError for whatever is wrong with one of them, before anything is run.
+    Raises UserError for whatever is wrong with one of them, and for two tasks of one name, before anything is run.
     """
     from gradmem_bench.registry import resolve as find
 
@@ -38,12 +39,18 @@ def plans_of(
     from gradmem_bench.experiment import Known, Options, resolve
 
     where = torch_device(device)
-    names, known, plans = tuple(one.name for one in found), Known(), {}
+    names, known, plans, places = tuple(one.name for one in found), Known(), {}, {}
     every = list(product(wanted, budgets, found))
     with Console(stderr=True).status("") as status:
         for number, (task, budget, method) in enumerate(every, start=1):
             status.update(f"planning {number} of {len(every)}")
             plan = resolve(method, task, Options(budget=budget, methods=names, device=where, **options), known)
+            first = places.setdefault(plan.task.name, plan.task.path)
+            if first.resolve() != plan.task.path.resolve():
+                raise UserError(
+                    f"{first} and {plan.task.path} both declare a task '{plan.task.name}', whose rows would not belong "
+                    "in one table; give one another name, or run each by a command of its own."
+                )
             # Floor and ceiling are the same run at every budget.
             plans.setdefault((plan.recipe.name, plan.task.name, plan.config_hash), plan)
     return list(plans.values())

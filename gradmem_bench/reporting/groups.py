@@ -1,7 +1,7 @@
 """Which records belong in one table, what sets the others apart, and what each table is called.
 
-Records belong together when their numbers would differ by the method alone: same task and settings, same data, same
-metrics, same backbone; a method that is a language model itself stands beside those on another.
+Records belong together when their numbers would differ by the method alone: same task, declaration and settings, same
+data, same metrics, same backbone; a method that is a language model itself stands beside those on another.
 """
 
 from collections.abc import Iterable, Sequence
@@ -142,6 +142,7 @@ def _common(record: RunRecord, backbone: bool = True) -> dict[str, Any]:
     return {
         "task version": task.version,
         **{f"{_SETTING}{key}": value for key, value in task.settings.items()},
+        "declaration": task.declaration_hash,
         "split": task.split,
         "data revision": source.revision,
         "data hash": source.content_hash,

@@ -153,7 +153,7 @@ def recipe(record: RunRecord, known: Mapping[str, RunRecord]) -> str:
     if folder in known:
         task = known[folder].task
         others = {name: other for name, other in known.items() if name != folder}
-        begun = [task.name, task.version, task.settings, recipe(known[folder], others)]
+        begun = [task.name, task.version, task.declaration_hash, task.settings, recipe(known[folder], others)]
     training = record.training and [record.training.config, begun]
     budget = record.budget and record.budget.model_dump()
     # All others of a table have one backbone.

@@ -72,6 +72,9 @@ class TaskRecord(Part):
     """The task's own version."""
     settings: dict[str, Any]
     """The task's settings in full."""
+    declaration_hash: str | None = None
+    """Fingerprint of all else that the task's file declares, and of the files of code that it names; `None` for a task
+    that is built in, whose version tells, and in records from before it was kept."""
     normalized_answers: bool
     """Whether answers were scored under SQuAD's normalisation (text) or letter by letter (symbols)."""
     own_metric: str = ""

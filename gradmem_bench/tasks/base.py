@@ -1,5 +1,6 @@
 """The contract of a task: documents, each a context that is removed and the queries asked of it."""
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -126,6 +127,15 @@ class Task(ABC):
     def seen_in_training(self, split: Split) -> frozenset[str] | None:
         """Ids of the split's queries that `documents("train")` hold with the same context; `None`: not known."""
         return None
+
+    @property
+    def declared(self) -> dict[str, Any]:
+        """All that its file declares, with what it includes, but for the settings."""
+        return {key: value for key, value in self.declaration.items() if key != self.settings_key}
+
+    def code_files(self) -> list[Path]:
+        """The files of the code that makes its documents, those of its class and of functions that it declares."""
+        return [Path(inspect.getfile(type(self)))]
 
     def tokenizer(self) -> "PreTrainedTokenizerBase | None":
         """The task's own tokenizer for backbones that have none, or `None`."""

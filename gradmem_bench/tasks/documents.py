@@ -59,6 +59,15 @@ class Documents(SplitTask):
             location + plan.part, rows.revision, rows.content_hash, sum(len(document.queries) for document in documents)
         )
 
+    def code_files(self) -> list[Path]:
+        declared = {key: self.declaration.get(key) for key in ("process_docs", "doc_to_text", "doc_to_target")}
+        files = [
+            function_file(reference, self._beside, f"{self._where}: {key}")
+            for key, reference in declared.items()
+            if isinstance(reference, FunctionReference)
+        ]
+        return [*super().code_files(), *filter(None, files)]
+
     # ------------------------------------------------------------------------------------------ splits
 
     @cached_property
@@ -90,11 +99,15 @@ class Documents(SplitTask):
         keys = ("training_split", "validation_split", "test_split")
         return any(local_file(self._folder, name) for key in keys if (name := self.declaration.get(key)))
 
+    @property
+    def _beside(self) -> Path | None:
+        return self.path.parent if self.path else None
+
     def _file(self, data_split: str) -> Path | None:
         if not self.settings.data_files:
             return local_file(self._folder, data_split)
         file = self.settings.data_files.get(data_split)
-        return (self.path.parent if self.path else Path()) / file if file else None
+        return (self._beside or Path()) / file if file else None
 
     def _looked_at(self, data_split: str) -> list[str]:
         if self.settings.data_files:
@@ -124,7 +137,7 @@ class Documents(SplitTask):
         import datasets
         import pyarrow
 
-        function = resolve_function(reference, self.path.parent if self.path else None, f"{self._where}: process_docs")
+        function = resolve_function(reference, self._beside, f"{self._where}: process_docs")
         quiet = not datasets.are_progress_bars_disabled()
         if quiet:
             datasets.disable_progress_bars()
@@ -182,7 +195,7 @@ class Documents(SplitTask):
         if declared is None:
             return None
         if isinstance(declared, FunctionReference):
-            function = resolve_function(declared, self.path.parent if self.path else None, f"{self._where}: {key}")
+            function = resolve_function(declared, self._beside, f"{self._where}: {key}")
             return lambda row, where: function(row)
         make = renderer(declared, key, self._where)
 
@@ -206,9 +219,9 @@ def resolve_function(reference: str, folder: Path | None, where: str) -> Callabl
     if not isinstance(reference, FunctionReference):
         raise UserError(f"{where} is '{reference}', but a function was expected: !function package.module.name.")
     module_name, _, name = reference.rpartition(".")
-    file = folder / f"{module_name.replace('.', '/')}.py" if folder and module_name else None
+    file = _file_beside(module_name, folder)
     try:
-        if file is not None and file.is_file():
+        if file is not None:
             spec = importlib.util.spec_from_file_location(str(file.resolve().with_suffix("")), file)
             module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
@@ -217,6 +230,26 @@ def resolve_function(reference: str, folder: Path | None, where: str) -> Callabl
         return getattr(module, name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"{where} names the function '{reference}', which cannot be imported ({error}).") from error
+
+
+def function_file(reference: str, folder: Path | None, where: str) -> Path | None:
+    """The file that `resolve_function` finds the function in; `None` where its module has none (`builtins`).
+
+    Raises UserError, naming `where`, when there is no such module.
+    """
+    module_name = reference.rpartition(".")[0]
+    if (file := _file_beside(module_name, folder)) is not None:
+        return file
+    try:
+        found = getattr(importlib.import_module(module_name), "__file__", None)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"{where} names the function '{reference}', which cannot be imported ({error}).") from error
+    return Path(found) if found else None
+
+
+def _file_beside(module_name: str, folder: Path | None) -> Path | None:
+    file = folder / f"{module_name.replace('.', '/')}.py" if folder and module_name else None
+    return file if file is not None and file.is_file() else None
 
 
 def _what(row: Row, column: str) -> str:

@@ -4,9 +4,10 @@ lm-eval makes the prompt, the choices and the score; what is cut is declared (`c
 `gradmem_bench.lm_eval_names`).
 """
 
+import inspect
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from hashlib import sha256
 from importlib.metadata import version
@@ -201,6 +202,15 @@ class LmEvalTask(SplitTask):
         rows = sum(len(document.queries) for document in documents)
         return Source(f"{PREFIX}{self._name}:{plan.data_split}{plan.part}", None, content_hash, rows)
 
+    @property
+    def declared(self) -> dict[str, Any]:
+        # The documents are hashed as they are asked; where they lie is no part of it.
+        return {key: value for key, value in load_yaml(self._file).items() if not key.startswith("dataset_")}
+
+    def code_files(self) -> list[Path]:
+        found = (type(self._task), *_functions(vars(self._task.config)))
+        return [Path(inspect.getfile(one)) for one in found]
+
     @cached_property
     def _splits(self) -> dict[str, str | None]:
         task = self._task
@@ -246,6 +256,15 @@ class LmEvalTask(SplitTask):
         if not any(texts):
             raise UserError(f"{where}: doc_to_target gives no answer ({answers!r}); set task.targets to a template.")
         return tuple(text for text in texts if text)
+
+
+def _functions(value: Any) -> Iterator[Callable]:
+    """The functions that a task's configuration holds, at whatever depth."""
+    if inspect.isfunction(value):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _functions(part)
 
 
 def local_data(config: dict[str, Any]) -> dict[str, Any]:

@@ -5,12 +5,11 @@ import lzma
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
 from gradmem_bench.errors import UserError
+from gradmem_bench.hashing import file_hash
 
 DATA_VARIABLE = "GRADMEM_BENCH_DATA"
 """The environment variable that names the data folder: `<data folder>/<hub id>/<split>.jsonl`."""
@@ -57,8 +56,7 @@ def read_local(file: Path, location: str) -> Rows:
     for number, row in enumerate(rows, start=1):
         if missing := sorted(columns - row.keys()):
             raise UserError(f"{file}, line {number}: the column '{missing[0]}' of the first line is missing here.")
-    status = file.stat()
-    return Rows(rows, location, None, _sha256(file.resolve(), status.st_mtime_ns, status.st_size))
+    return Rows(rows, location, None, file_hash(file))
 
 
 def _json_rows(file: Path) -> list[Row]:
@@ -90,13 +88,6 @@ def _parquet_rows(file: Path) -> list[Row]:
         return pyarrow.parquet.read_table(file).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{file} is no Parquet file, or is damaged: {error}.") from None
-
-
-@cache
-def _sha256(file: Path, modified: int, size: int) -> str:
-    # `modified` and `size` are there for the cache alone: a file that was written anew is hashed anew.
-    with file.open("rb") as content:
-        return file_digest(content, "sha256").hexdigest()
 
 
 def load_from_hub(dataset: str, name: str | None, split: str, revision: str | None, looked_at: Sequence[str]) -> Rows:

@@ -19,6 +19,7 @@ def source(**changes):
         (source(content_hash="ffff"), r"data hash \(9e8d7c6b5a9e… and ffff\)"),
         (source(revision="abc"), r"data revision \(none and abc\)"),
         ({"task": changed(TASK, version="2")}, r"task version \(1 and 2\)"),
+        ({"task": changed(TASK, declaration_hash="5e1f")}, r"declaration \(none and 5e1f\)"),
         ({"task": changed(TASK, split="validation")}, r"split \(test and validation\)"),
         ({"task": changed(TASK, limit=None)}, r"limit \(128 and none\)"),
         ({"task": changed(TASK, settings={"pairs": 8, "alphabet": 16})}, r"task setting pairs \(4 and 8\)"),

@@ -11,6 +11,7 @@ from gradmem_bench.experiment import Known
 from gradmem_bench.registry import resolve
 from gradmem_bench.results import find_records, read_examples
 from gradmem_bench.tasks.base import Document, Task
+from gradmem_bench.tasks.identity import declaration_hashes
 
 pytest.importorskip("lm_eval", reason="needs lm-eval: pip install gradmem-bench[lm-eval]")
 
@@ -226,6 +227,25 @@ def test_the_context_of_any_task_can_be_declared(tmp_path):
     with pytest.raises(UserError, match="no metric 'exact_match'.*better the higher it is.*none"):
         wrong = load(f"lm_eval:{falling}", context="{{background}}", metric="exact_match")
         wrong.own_score(wrong.documents("test")[0].queries[0], "0", [])
+
+
+def test_a_task_is_told_from_one_of_its_name_by_what_it_declares_and_by_its_functions(tmp_path):
+    (tmp_path / "rules.py").write_text("def score(doc, results):\n    return {'exact_match': 1.0}\n")
+    path = own(tmp_path, turns(3), process_results="!function rules.score", metric_list="[{metric: exact_match}]")
+
+    def hashes():
+        return declaration_hashes(load(f"lm_eval:{path}", context="background"))
+
+    first = hashes()
+    assert hashes() == first
+    path.write_text(path.read_text().replace("until: ['\\n']", "until: ['.']"))
+    ends = hashes()
+    assert ends.whole != first.whole and ends.trained == first.trained
+    path.write_text(path.read_text().replace("max_gen_toks: 4", "max_gen_toks: 5"))
+    longer = hashes()
+    assert longer.whole != ends.whole and longer.trained != ends.trained
+    (tmp_path / "rules.py").write_text("def score(doc, results):\n    return {'exact_match': 0.25}\n")
+    assert hashes().whole != longer.whole
 
 
 def test_an_unknown_name_is_told_before_anything_else():
