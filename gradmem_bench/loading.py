@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.utils import logging
+from transformers.utils.hub import resolve_revision
 
 from gradmem_bench.backbone import Backbone
 from gradmem_bench.config import BackboneConfig, fingerprint
@@ -146,8 +147,10 @@ def _pretrained(config: BackboneConfig, where: str, device: str) -> Backbone:
     if names:
         raise UserError(f"backbone.{sorted(names)[0]} shapes a random backbone, but {config.name} has its own.")
     _need_folder(where)
+    # Once, for shape, weights and tokenizer: a hub's model may move while it is loaded.
+    revision = resolve_revision(where, config.revision)
     try:
-        shape = AutoConfig.from_pretrained(where, revision=config.revision, trust_remote_code=False)
+        shape = AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=False)
         missing: Collection[str] = ()
         if device == "meta":
             with torch.device("meta"):
@@ -155,7 +158,7 @@ def _pretrained(config: BackboneConfig, where: str, device: str) -> Backbone:
         else:
             model, report = AutoModelForCausalLM.from_pretrained(
                 where,
-                revision=config.revision,
+                revision=revision,
                 dtype=torch.float32,
                 use_safetensors=True,
                 trust_remote_code=False,
@@ -173,11 +176,11 @@ def _pretrained(config: BackboneConfig, where: str, device: str) -> Backbone:
     local, name = Path(where).is_dir(), recorded_name(config.name)
     identity = {
         "name": name,
-        "revision": None if local else getattr(shape, "_commit_hash", None),
+        "revision": None if local else getattr(revision, "resolved", revision),
         "tokenizer": name,
         "weights_hash": "meta" if device == "meta" else weights_hash(model),
     }
-    return Backbone(model.to(device), _tokenizer(where, config.revision), identity)
+    return Backbone(model.to(device), _tokenizer(where, revision), identity)
 
 
 def _need_folder(where: str) -> None:

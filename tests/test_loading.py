@@ -2,6 +2,7 @@ import json
 import pickle
 import zipfile
 from pathlib import Path
+from shutil import copytree
 
 import huggingface_hub.constants
 import pytest
@@ -158,6 +159,19 @@ def test_a_tokenizer_without_an_end_is_refused(saved):
 def test_a_folder_s_shape_is_its_own(saved):
     for key, value in {"heads": 2, "kv_heads": 1, "max_positions": 32, "init_std": 0.1, "tokenizer": "x"}.items():
         assert f"backbone.{key} " in refusal(saved, **{key: value})
+
+
+def test_a_hub_s_name_stands_for_the_commit_that_is_there(saved, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    cached = tmp_path / "cache" / "models--someone--lm"
+    commits = ("a" * 40, "b" * 40)
+    for commit in commits:
+        copytree(saved, cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    for commit in commits:
+        (cached / "refs" / "main").write_text(commit)
+        shape = load("someone/lm", device="meta")
+        assert shape.identity["revision"] == commit
 
 
 def test_a_pretrained_model_goes_on_as_it_was_trained_to(shared):
