@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import file_digest
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gradmem_bench.batch import Batch, Tokens
 from gradmem_bench.errors import UserError
+from gradmem_bench.hashing import file_hash
 from gradmem_bench.tasks.sources import read_local
 
 TEXT_COLUMN = "text"
@@ -31,11 +31,7 @@ class TextFiles:
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 of each file under its name."""
-        found = {}
-        for file in (*self.training, *self.held_out):
-            with file.open("rb") as content:
-                found[file.name] = file_digest(content, "sha256").hexdigest()
-        return found
+        return {file.name: file_hash(file) for file in (*self.training, *self.held_out)}
 
     def documents(self, held_out: bool) -> Iterator[list[str]]:
         """The documents to train on, or the held-out ones; one list a file, so that one file is in memory at a time.

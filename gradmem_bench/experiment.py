@@ -26,7 +26,7 @@ from gradmem_bench.config import (
 )
 from gradmem_bench.errors import UserError, did_you_mean
 from gradmem_bench.hashing import source_hashes
-from gradmem_bench.loading import load_backbone
+from gradmem_bench.loading import contents, load_backbone
 from gradmem_bench.methods.base import Footprint, MemoryMethod
 from gradmem_bench.registry import Entry, load_object, located, method_recipe
 from gradmem_bench.tasks.base import Split, Task
@@ -59,7 +59,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run as it will be made; everything in it was checked, and no weights were read for it."""
+    """A run as it will be made; everything in it was checked, and no weights were loaded for it."""
 
     recipe: MethodRecipe
     package: str
@@ -93,7 +93,7 @@ class Plan:
     def configuration(self) -> dict[str, Any]:
         """All that the result depends on, JSON-able; its fingerprint names the run's folder.
 
-        Of what is built in, be it method or task, the versions tell, and it has no hash.
+        Of what is built in, be it method, task or backbone, the versions tell, and it has no hash.
         """
         validation = self._data_hash("validation") if self.task_hashes and self.training else None
         return {
@@ -112,7 +112,7 @@ class Plan:
                 "training_hash": self.training and self._data_hash("train"),
                 **_present(declaration=self.task_hashes and self.task_hashes.whole, validation_hash=validation),
             },
-            "backbone": self.backbone.model_dump(mode="json"),
+            "backbone": {**self.backbone.model_dump(mode="json"), **_present(contents=self.backbone_contents)},
             "training": self.training and self.training.model_dump(mode="json"),
             "budget": self.budget.model_dump(mode="json"),
             "load": self.checkpoint and checkpoints.read_about(self.checkpoint)["hash"],
@@ -148,6 +148,11 @@ class Plan:
     def task_hashes(self) -> DeclarationHashes | None:
         """Of a task that is not built in."""
         return declaration_hashes(self.task)
+
+    @cached_property
+    def backbone_contents(self) -> str | None:
+        """What stands behind the backbone's name (see `gradmem_bench.loading.contents`)."""
+        return contents(self.backbone, self.shape)
 
     def _data_hash(self, split: Split) -> str | None:
         source = self.task.source(split)

@@ -28,6 +28,7 @@ from transformers.utils.hub import resolve_revision
 from gradmem_bench.backbone import Backbone
 from gradmem_bench.config import BackboneConfig, fingerprint
 from gradmem_bench.errors import UserError, did_you_mean
+from gradmem_bench.hashing import file_hash
 from gradmem_bench.hub import wait_briefly
 from gradmem_bench.registry import recipe_folder
 
@@ -35,6 +36,18 @@ _PRESET = re.compile(r"(?P<family>[a-z0-9]+)-(?P<layers>\d+)x(?P<width>\d+)")
 _FAMILIES = ("llama", "gpt2", "neox", "mamba")
 _ATTENTION_KEYS, _MAMBA_KEYS = ("heads", "kv_heads", "max_positions"), ("state_size", "conv_kernel", "expand")
 _FALLBACK_TOKENIZER = "openai-community/gpt2"
+_READ = (
+    "config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+)
+"""The files of a folder that a model and its tokenizer are read from; what else lies there changes neither."""
 
 
 def load_backbone(
@@ -55,16 +68,43 @@ def load_backbone(
     preset = _PRESET.fullmatch(config.name)
     if preset and not Path(config.name).exists():
         return _random(config, preset, task_tokenizer, device, seed)
-    return _pretrained(config, _where(config.name), device)
+    return _pretrained(config, _place(config.name), device)
 
 
 def recorded_name(name: str) -> str:
     """What a record calls the backbone `name`: of a folder it is the last part, wherever the folder stands."""
-    where = Path(_where(name))
-    return where.resolve().name if where.is_dir() else name
+    place = Path(_place(name))
+    return place.resolve().name if place.is_dir() else name
 
 
-def _where(name: str) -> str:
+def own_folder(name: str) -> Path | None:
+    """The folder of the user's that `name` stands for; `None` for what is built in, a hub id and a random shape."""
+    folder = Path(_place(name))
+    own = folder.is_dir() and folder.resolve().parent != recipe_folder("backbone").resolve()
+    return folder if own else None
+
+
+def contents(config: BackboneConfig, shape: Backbone) -> str | None:
+    """What stands behind the name of a backbone, or of a random one's tokenizer, where that may change.
+
+    Args:
+        shape: what `config` makes on `meta`.
+    Returns:
+        The fingerprint of a folder's files, a hub's commit, or a fingerprint of a tokenizer's vocabulary; `None` for
+        what is built in, and for a random shape with the task's own tokenizer or GPT-2's.
+    """
+    random = shape.identity["weights_hash"].startswith("random-")
+    name = config.tokenizer if random else config.name
+    if name is None:
+        return None
+    folder = own_folder(name)
+    if folder is not None:
+        files = {file for pattern in _READ for file in folder.glob(pattern) if file.is_file()}
+        return fingerprint({file.name: file_hash(file) for file in files})
+    return shape.identity["weights_hash" if random else "revision"]
+
+
+def _place(name: str) -> str:
     built_in = recipe_folder("backbone") / name
     return str(built_in) if built_in.is_dir() else name
 

@@ -278,6 +278,7 @@ class Archive:
         self.known = Known()
         """Tasks and backbones' shapes, for whoever makes what is missing as well."""
         self._expected: dict[tuple[Any, ...], dict[str, Any] | None] = {}
+        self._weights: dict[Path, str | None] = {}
 
     def find(self, run: Run) -> tuple[Path, "RunRecord"] | None:
         """The record of a run and the file it is in."""
@@ -300,7 +301,7 @@ class Archive:
         if training is None or training.seed != run.seed or record.task.limit != run.limit:
             return False
         task, backbone = expected["task"], expected["backbone"]
-        if record.method.implementation != expected["class"] or record.backbone.name != expected["backbone_name"]:
+        if record.method.implementation != expected["class"]:
             return False
         begun = training.initial_checkpoint
         if (start is None) != (begun is None) or (start is not None and not begun.startswith(start)):
@@ -315,9 +316,28 @@ class Archive:
         )
 
     def _alike(self, record: "RunRecord", backbone: BackboneConfig, task: "Task") -> bool:
-        # Two random models of one name may have other shapes; pretrained weights are what their name says.
-        found = record.backbone.weights_hash
-        return not found.startswith("random-") or found == self.known.shape(backbone, task).identity["weights_hash"]
+        from gradmem_bench.loading import own_folder, recorded_name
+
+        folder, found = own_folder(backbone.name), record.backbone
+        if found.name != recorded_name(backbone.name):
+            return False
+        # Two random models of one name may have other shapes, and a folder other weights than it had; where there is no
+        # folder, and of what is built in or on the hub, weights are what their name says.
+        if found.weights_hash.startswith("random-"):
+            return found.weights_hash == self.known.shape(backbone, task).identity["weights_hash"]
+        return folder is None or found.weights_hash == self._weights_in(folder, backbone, task)
+
+    def _weights_in(self, folder: Path, backbone: BackboneConfig, task: "Task") -> str | None:
+        from gradmem_bench.loading import load_backbone
+
+        if folder not in self._weights:
+            try:
+                loaded = load_backbone(backbone, task.tokenizer(), "cpu", 0)
+                self._weights[folder] = loaded.identity["weights_hash"]
+            except UserError:
+                # Nothing answers for a run that cannot be made.
+                self._weights[folder] = None
+        return self._weights[folder]
 
     def _of(self, run: Run) -> dict[str, Any] | None:
         # Whatever the seed.
@@ -338,7 +358,6 @@ def _agree(found: Mapping[str, Any], expected: Mapping[str, Any], defaults: Mapp
 def expected_of(run: Run, known: "Known") -> dict[str, Any]:
     """What a record of this run says of itself; raises UserError for a name or a setting that is wrong."""
     from gradmem_bench.experiment import Options, choose
-    from gradmem_bench.loading import recorded_name
     from gradmem_bench.registry import located, resolve
     from gradmem_bench.tasks.identity import declaration_hashes
 
@@ -362,7 +381,6 @@ def expected_of(run: Run, known: "Known") -> dict[str, Any]:
         "task": task,
         "declaration": declaration and declaration.whole,
         "backbone": backbone,
-        "backbone_name": recorded_name(backbone.name),
     }
 
 

@@ -343,11 +343,34 @@ def test_another_body_of_a_tasks_class_or_function_is_another_run(tmp_path, loca
     assert after[0] != before[0] and after[1] != before[1]
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer_config.json"])
+def test_a_backbone_that_was_replaced_under_its_name_makes_another_run(tmp_path, local_task, model, file):
+    folder = copytree(model, tmp_path / "lm")
+    (folder / "model.safetensors").write_bytes(b"first")
+    before = hashes(task=local_task, backbone=str(folder))
+    (folder / "pretraining.json").write_text("{}")
+    assert hashes(task=local_task, backbone=str(folder)) == before
+    kept = (folder / file).read_bytes()
+    (folder / file).write_bytes(kept + b" \n")
+    after = hashes(task=local_task, backbone=str(folder))
+    assert after[0] != before[0] and after[1] != before[1]
+    (folder / file).write_bytes(kept)
+    assert hashes(task=local_task, backbone=str(folder)) == before
+
+
+def test_another_tokenizer_of_a_random_backbone_is_another_run(tmp_path, local_task, model):
+    folder = copytree(model, tmp_path / "letters")
+    given = ("gradmem", f"backbone.tokenizer={folder}")
+    before = hashes(*given, task=local_task)
+    (folder / "tokenizer.json").write_text((folder / "tokenizer.json").read_text() + "\n")
+    assert hashes(*given, task=local_task)[1] != before[1]
+
+
 def test_what_is_built_in_is_known_by_its_version():
     for found in (plan("gradmem"), plan("gradmem", backbone="kv_recall")):
         configuration = found.configuration()
         assert {"declaration", "validation_hash"}.isdisjoint(configuration["task"])
-        assert (found.source_hash, found.task_hashes) == (None, None)
+        assert (found.source_hash, found.task_hashes, found.backbone_contents) == (None, None, None)
 
 
 def test_two_tasks_of_one_name_are_refused_in_one_command(tmp_path, local_task, model):

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from gradmem_bench.batch import Tokens
 from gradmem_bench.config import BackboneConfig
 from gradmem_bench.errors import UserError
-from gradmem_bench.loading import load_backbone
+from gradmem_bench.loading import contents, load_backbone
 
 
 @pytest.fixture(autouse=True)
@@ -171,7 +171,8 @@ def test_a_hub_s_name_stands_for_the_commit_that_is_there(saved, tmp_path, monke
     for commit in commits:
         (cached / "refs" / "main").write_text(commit)
         shape = load("someone/lm", device="meta")
-        assert shape.identity["revision"] == commit
+        # What the record says of it, and what is part of a run.
+        assert shape.identity["revision"] == contents(BackboneConfig(name="someone/lm"), shape) == commit
 
 
 def test_a_pretrained_model_goes_on_as_it_was_trained_to(shared):

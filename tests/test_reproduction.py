@@ -3,13 +3,16 @@
 import json
 import re
 from pathlib import Path
+from shutil import copytree, rmtree
 
 import pytest
 import yaml
 from commands import command, files
 
+from gradmem_bench.config import BackboneConfig
 from gradmem_bench.errors import UserError
 from gradmem_bench.experiment import Known
+from gradmem_bench.loading import load_backbone
 from gradmem_bench.paper import paper_figure
 from gradmem_bench.reconstruction import PARTS_FILE
 from gradmem_bench.registry import recipe_folder
@@ -256,6 +259,29 @@ def test_a_record_answers_for_no_other_shape_of_a_backbone_of_its_name(tmp_path)
     assert command("reproduce", path, "--output", tmp_path / "runs").code == 0
     archive = Archive(find_records([tmp_path / "runs"]))
     assert (archive.find(few) is None, archive.find(many) is None) == (False, True)
+
+
+def test_a_record_answers_for_no_other_weights_of_a_folder_of_its_name(made, tmp_path, local_model, monkeypatch):
+    _, output, _ = made
+    path, record = Archive(find_records([output])).find(expand(scale())[0])
+    folder = copytree(local_model, tmp_path / "lm")
+    on = load_backbone(BackboneConfig(name=str(folder)), None, "cpu", 0)
+    backbone = record.backbone.model_copy(update={"name": "lm", "weights_hash": on.identity["weights_hash"]})
+    records = {path: record.model_copy(update={"backbone": backbone})}
+
+    def answers(name: str) -> bool:
+        return Archive(records).find(expand(scale().model_copy(update={"backbone": name}))[0]) is not None
+
+    monkeypatch.chdir(tmp_path)
+    assert answers("lm") and answers(str(folder))
+    on.model.get_input_embeddings().weight.data += 1
+    on.model.save_pretrained(folder)
+    assert not answers("lm") and not answers(str(folder))
+    (folder / "model.safetensors").write_bytes(b"nothing")
+    assert not answers("lm")
+    # What is published is shown to whoever has no such folder.
+    rmtree(folder)
+    assert answers("lm")
 
 
 def test_a_record_answers_for_no_other_declaration_of_its_task(made, tmp_path):

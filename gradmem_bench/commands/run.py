@@ -47,7 +47,7 @@ def run(
     ] = Path("runs"),
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Show what would be run and what its state would cost; touches no weights."),
+        typer.Option("--dry-run", help="Show what would be run and what its state would cost; loads no weights."),
     ] = False,
     include_path: IncludePath = None,
 ) -> None:
