@@ -10,9 +10,9 @@ from pathlib import Path
 
 from gradmem_bench.checkpoints import METHOD_FILE
 from gradmem_bench.errors import UserError
-from gradmem_bench.experiment import Options, Plan
 from gradmem_bench.experiment import resolve as resolve_plan
 from gradmem_bench.loading import load_backbone
+from gradmem_bench.plan import Options, Plan
 from gradmem_bench.reconstruction import PARTS_FILE, write_parts
 from gradmem_bench.registry import resolve
 from gradmem_bench.reporting.progress import RunDisplay

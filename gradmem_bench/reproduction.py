@@ -357,7 +357,8 @@ def _agree(found: Mapping[str, Any], expected: Mapping[str, Any], defaults: Mapp
 
 def expected_of(run: Run, known: "Known") -> dict[str, Any]:
     """What a record of this run says of itself; raises UserError for a name or a setting that is wrong."""
-    from gradmem_bench.experiment import Options, choose
+    from gradmem_bench.experiment import choose
+    from gradmem_bench.plan import Options
     from gradmem_bench.registry import located, resolve
     from gradmem_bench.tasks.identity import declaration_hashes
 

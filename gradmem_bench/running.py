@@ -14,11 +14,12 @@ from gradmem_bench.backbone import Backbone
 from gradmem_bench.config import Budget
 from gradmem_bench.errors import UserError
 from gradmem_bench.evaluation import Evaluator
-from gradmem_bench.experiment import Plan, curriculum_tasks, longest_context
+from gradmem_bench.experiment import curriculum_tasks, longest_context
 from gradmem_bench.loading import load_backbone, tokenizer_text, weights_hash
 from gradmem_bench.measurement import capacity, measure, measured_footprint
 from gradmem_bench.methods.base import MemoryMethod
 from gradmem_bench.output import check_writable
+from gradmem_bench.plan import Plan
 from gradmem_bench.precision import accelerator_for
 from gradmem_bench.reporting.progress import RunDisplay
 from gradmem_bench.results import (

@@ -15,8 +15,9 @@ from gradmem_bench.conformance.check import LAWS, Finding, check
 from gradmem_bench.conformance.law import Law
 from gradmem_bench.conformance.subject import BACKBONES, RECURRENT, backbone_config
 from gradmem_bench.errors import UserError
-from gradmem_bench.experiment import Options, choose
+from gradmem_bench.experiment import choose
 from gradmem_bench.methods.base import MemoryMethod
+from gradmem_bench.plan import Options
 from gradmem_bench.registry import resolve
 
 __all__ = ["LAWS", "Finding", "check_method", "findings"]

@@ -1,5 +1,6 @@
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -91,3 +92,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         if not torch.cuda.is_available():
             pytest.skip("needs a CUDA device, and there is none")
+
+
+@pytest.fixture
+def forgotten(monkeypatch):
+    """What a test imports of its folder is not imported for the next."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield
+    for name in ("greedy_method", "own_class"):
+        sys.modules.pop(name, None)

@@ -1,60 +1,22 @@
 import json
-import sys
-from shutil import copytree
 
 import pytest
-from commands import TASK, TINY, command
+from commands import TINY, command
+from planned import make_model, make_task, plan, write_rows
 
-from gradmem_bench.config import BackboneConfig, Budget
+from gradmem_bench.config import Budget
 from gradmem_bench.errors import UserError
-from gradmem_bench.experiment import Known, Options, Plan, resolve
 from gradmem_bench.loading import load_backbone
-from gradmem_bench.registry import resolve as find
-
-SETTINGS = tuple(setting.removeprefix("--set=") for setting in TASK)
-
-
-def plan(method="gradmem", *settings, task="kv_retrieval", backbone="llama-1x32", **options) -> Plan:
-    given = (*SETTINGS, *settings) if task == "kv_retrieval" else settings
-    return resolve(find("method", method), find("task", str(task)), Options(backbone, settings=given, **options))
-
-
-def edit(path, old, new):
-    text = path.read_text()
-    assert text.count(old) == 1
-    path.write_text(text.replace(old, new))
-
-
-def write_rows(path, count, words=1):
-    rows = [
-        {"context": f"{path.stem}{row}" + "a" * words, "query": f"?{row}", "target": f"{row}"} for row in range(count)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A backbone's folder with a configuration and a tokenizer, and no weights at all."""
-    folder = tmp_path_factory.mktemp("model")
-    tokenizer = plan(backbone="llama-1x32").shape.tokenizer
-    backbone = load_backbone(BackboneConfig(name="llama-1x32", max_positions=64), tokenizer, "meta", 0)
-    backbone.model.config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return make_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
 def local_task(tmp_path):
-    """A task on JSONL files of one's own."""
-    write_rows(tmp_path / "train.jsonl", 20)
-    write_rows(tmp_path / "test.jsonl", 10)
-    path = tmp_path / "own.yaml"
-    path.write_text(
-        "task: own\ndataset_path: json\ndataset_kwargs:\n  data_files: {train: train.jsonl, test: test.jsonl}\n"
-        "training_split: train\ntest_split: test\ngeneration_kwargs: {until: [], max_gen_toks: 32}\n"
-        "metadata:\n  training: {steps: 3, batch_size: 4}\n"
-    )
-    return path
+    return make_task(tmp_path)
 
 
 # ---------------------------------------------------------------------------------------------- dry run
@@ -187,15 +149,6 @@ def of_ones_own(folder, base: str, body: str) -> str:
     return str(folder / "greedy.yaml")
 
 
-@pytest.fixture
-def forgotten(monkeypatch):
-    """What a test imports of its folder is not imported for the next."""
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    yield
-    for name in ("greedy_method", "own_class"):
-        sys.modules.pop(name, None)
-
-
 def test_a_fit_that_does_not_keep_to_the_budget_is_refused_before_anything_is_trained(tmp_path, forgotten):
     fit = "    @classmethod\n    def fit(cls, parameters, budget, backbone):\n        return parameters\n"
     method = of_ones_own(tmp_path, "mean_pool import MeanPool", fit)
@@ -235,155 +188,6 @@ def test_a_setting_may_be_of_one_method_alone():
 def test_no_steps_is_no_training():
     assert plan("gradmem", "training.steps=0").training is None
     assert plan("gradmem", train=False).training is None
-
-
-# -------------------------------------------------------------------------------------------- identity
-
-
-def test_a_run_has_a_folder_of_its_own_for_everything_that_its_result_depends_on(tmp_path):
-    same = plan("gradmem").folder(tmp_path)
-    assert plan("gradmem").folder(tmp_path) == same
-    others = [
-        plan("gradmem", "inner_steps=2"),
-        plan("gradmem", "training.steps=9"),
-        plan("gradmem", "task.noise=1"),
-        plan("gradmem", "backbone.init_std=0.2"),
-        plan("gradmem", backbone="llama-2x32"),
-        plan("gradmem", seed=1),
-        plan("gradmem", limit=5),
-        plan("gradmem", dtype="bfloat16"),
-        plan("gradmem", budget=Budget(positions=8)),
-        plan("gradmem", budget=Budget(positions=8, state_dtype="int8")),
-        plan("gradmem", train=False),
-        plan("rmt"),
-    ]
-    folders = [other.folder(tmp_path) for other in others]
-    assert len({same, *folders}) == len(others) + 1
-    assert {folder.parent for folder in folders} == {tmp_path / "kv_retrieval"}
-
-
-def test_what_plans_have_in_common_is_read_once_and_makes_the_same_plans():
-    def planned(known, *settings, **options):
-        given = Options("llama-1x32", settings=(*SETTINGS, *settings), **options)
-        return resolve(find("method", "gradmem"), find("task", "kv_retrieval"), given, known)
-
-    known = Known()
-    first, second = planned(known), planned(known, budget=Budget(positions=3))
-    assert second.task is first.task and second.shape is first.shape
-    assert (first.config_hash, second.config_hash) == (
-        plan("gradmem").config_hash,
-        plan("gradmem", budget=Budget(positions=3)).config_hash,
-    )
-    for other in (planned(known, "task.alphabet=9"), planned(known, "backbone.init_std=0.3")):
-        assert other.shape is not first.shape
-        assert other.config_hash not in (first.config_hash, second.config_hash)
-
-
-@pytest.mark.parametrize("changed", ["train.jsonl", "test.jsonl"])
-def test_other_data_make_another_run(tmp_path, local_task, model, changed):
-    before = plan(task=local_task, backbone=str(model)).config_hash
-    assert plan(task=local_task, backbone=str(model)).config_hash == before
-    write_rows(tmp_path / changed, 12)
-    assert plan(task=local_task, backbone=str(model)).config_hash != before
-
-
-def hashes(*arguments, **options) -> tuple[str, str]:
-    """What names the run's folder, and what names its training."""
-    found = plan(*arguments, **options)
-    return found.config_hash, found.training_hash
-
-
-@pytest.mark.parametrize(
-    ("line", "trained_anew"),
-    [
-        ("doc_to_text: '{{query}}!'", True),
-        ("target_delimiter: ''", True),
-        ("generation_kwargs: {max_gen_toks: 8}", True),
-        ("generation_kwargs: {until: ['|']}", False),
-        ("metadata: {normalize_answers: false}", False),
-        ("metadata: {truncate_contexts: true}", True),
-    ],
-)
-def test_an_edited_task_of_ones_own_is_another_run(local_task, model, line, trained_anew):
-    edit(local_task, "metadata:\n  training: {steps: 3, batch_size: 4}\n", "")
-    before = hashes(task=local_task, backbone=str(model))
-    local_task.write_text(f"{local_task.read_text()}{line}\n")
-    after = hashes(task=local_task, backbone=str(model))
-    assert (after[0] != before[0], after[1] != before[1]) == (True, trained_anew)
-
-
-def test_what_is_only_told_of_a_task_is_no_part_of_a_run(local_task, model):
-    before = hashes(task=local_task, backbone=str(model))
-    edit(local_task, "metadata:\n", "metadata:\n  description: boxes\n  citation: a paper\n")
-    assert hashes(task=local_task, backbone=str(model)) == before
-
-
-def test_another_validation_file_is_another_training(tmp_path, local_task, model):
-    write_rows(tmp_path / "valid.jsonl", 5)
-    edit(local_task, "test: test.jsonl}\n", "test: test.jsonl, valid: valid.jsonl}\nvalidation_split: valid\n")
-    before = hashes(task=local_task, backbone=str(model))
-    untrained = hashes(task=local_task, backbone=str(model), train=False)
-    write_rows(tmp_path / "valid.jsonl", 6)
-    after = hashes(task=local_task, backbone=str(model))
-    assert after[0] != before[0] and after[1] != before[1]
-    assert hashes(task=local_task, backbone=str(model), train=False) == untrained
-
-
-@pytest.mark.parametrize("file", ["own_class.py", "own_prompt.py"])
-def test_another_body_of_a_tasks_class_or_function_is_another_run(tmp_path, local_task, model, forgotten, file):
-    (tmp_path / "own_class.py").write_text(
-        "from gradmem_bench.tasks.documents import Documents\n\n\nclass Own(Documents):\n    pass\n"
-    )
-    (tmp_path / "own_prompt.py").write_text("def ask(row):\n    return row['query']\n")
-    edit(local_task, "metadata:\n", "doc_to_text: !function own_prompt.ask\nmetadata:\n  class: own_class:Own\n")
-    before = hashes(task=local_task, backbone=str(model))
-    assert hashes(task=local_task, backbone=str(model)) == before
-    (tmp_path / file).write_text((tmp_path / file).read_text() + "# changed\n")
-    after = hashes(task=local_task, backbone=str(model))
-    assert after[0] != before[0] and after[1] != before[1]
-
-
-@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer_config.json"])
-def test_a_backbone_that_was_replaced_under_its_name_makes_another_run(tmp_path, local_task, model, file):
-    folder = copytree(model, tmp_path / "lm")
-    (folder / "model.safetensors").write_bytes(b"first")
-    before = hashes(task=local_task, backbone=str(folder))
-    (folder / "pretraining.json").write_text("{}")
-    assert hashes(task=local_task, backbone=str(folder)) == before
-    kept = (folder / file).read_bytes()
-    (folder / file).write_bytes(kept + b" \n")
-    after = hashes(task=local_task, backbone=str(folder))
-    assert after[0] != before[0] and after[1] != before[1]
-    (folder / file).write_bytes(kept)
-    assert hashes(task=local_task, backbone=str(folder)) == before
-
-
-def test_another_tokenizer_of_a_random_backbone_is_another_run(tmp_path, local_task, model):
-    folder = copytree(model, tmp_path / "letters")
-    given = ("gradmem", f"backbone.tokenizer={folder}")
-    before = hashes(*given, task=local_task)
-    (folder / "tokenizer.json").write_text((folder / "tokenizer.json").read_text() + "\n")
-    assert hashes(*given, task=local_task)[1] != before[1]
-
-
-def test_what_is_built_in_is_known_by_its_version():
-    for found in (plan("gradmem"), plan("gradmem", backbone="kv_recall")):
-        configuration = found.configuration()
-        assert {"declaration", "validation_hash"}.isdisjoint(configuration["task"])
-        assert (found.source_hash, found.task_hashes, found.backbone_contents) == (None, None, None)
-
-
-def test_two_tasks_of_one_name_are_refused_in_one_command(tmp_path, local_task, model):
-    given = ["--method=no_memory", "--backbone", model, "--output", tmp_path / "runs", "--dry-run"]
-    other = copytree(tmp_path, tmp_path.with_name("others")) / local_task.name
-    # One file under two names is one task.
-    again = f"{tmp_path}/../{tmp_path.name}/{local_task.name}"
-    done = command("run", *given, "--task", local_task, "--task", again)
-    assert (done.code, done.errors) == (0, "")
-    done = command("run", *given, "--task", local_task, "--task", other)
-    assert done.code == 2
-    told = " ".join(done.errors.split())
-    assert f"{local_task} and {other} both declare a task 'own'" in told and "give one another name" in told
 
 
 # ------------------------------------------------------------------------- found before weights are read

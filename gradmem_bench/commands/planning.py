@@ -9,7 +9,7 @@ from gradmem_bench.config import Budget, parse_bytes
 from gradmem_bench.errors import UserError
 
 if TYPE_CHECKING:
-    from gradmem_bench.experiment import Plan
+    from gradmem_bench.plan import Plan
 
 
 def budgets_of(
@@ -36,7 +36,8 @@ def plans_of(
     wanted = _tasks(tasks, include)
     from rich.console import Console
 
-    from gradmem_bench.experiment import Known, Options, resolve
+    from gradmem_bench.experiment import Known, resolve
+    from gradmem_bench.plan import Options
 
     where = torch_device(device)
     names, known, plans, places = tuple(one.name for one in found), Known(), {}, {}

@@ -23,10 +23,11 @@ from gradmem_bench.batch import Tokens
 from gradmem_bench.config import Budget, fingerprint, parse_bytes, validated
 from gradmem_bench.errors import UserError
 from gradmem_bench.evaluation import Evaluator, up_to_end
-from gradmem_bench.experiment import Options, choose, longest_context
+from gradmem_bench.experiment import choose, longest_context
 from gradmem_bench.integrations import lm_eval_cache
 from gradmem_bench.loading import load_backbone, tokenizer_from_text
 from gradmem_bench.methods.base import MemoryMethod
+from gradmem_bench.plan import Options
 from gradmem_bench.prefix import Prefix
 from gradmem_bench.registry import resolve
 from gradmem_bench.tasks.base import Document

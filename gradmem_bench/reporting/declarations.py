@@ -91,7 +91,8 @@ def _kind(name: str, include_paths: list[Path]) -> Kind:
 
 
 def _method(entry: Entry) -> tuple[dict[str, Any], Models]:
-    from gradmem_bench.experiment import Options, choose
+    from gradmem_bench.experiment import choose
+    from gradmem_bench.plan import Options
 
     chosen = choose(entry, Options())
     recipe, declared = chosen.recipe, chosen.method_class.Parameters

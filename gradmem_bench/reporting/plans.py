@@ -13,7 +13,7 @@ from gradmem_bench.config import Budget, format_bytes
 from gradmem_bench.reporting.declarations import highlighted, to_yaml
 
 if TYPE_CHECKING:
-    from gradmem_bench.experiment import Plan
+    from gradmem_bench.plan import Plan
 
 
 def describe(plan: "Plan", output: Path, in_full: bool) -> Group:

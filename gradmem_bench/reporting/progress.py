@@ -23,7 +23,7 @@ from gradmem_bench.config import Budget
 
 if TYPE_CHECKING:
     from gradmem_bench.config import TrainingConfig
-    from gradmem_bench.experiment import Plan
+    from gradmem_bench.plan import Plan
     from gradmem_bench.results import RunRecord
     from gradmem_bench.training import Progress as TrainingProgress
 

@@ -8,10 +8,11 @@ from methods.matrix import BACKBONES, backbone, build, ids_of, key_value_task
 from gradmem_bench.batch import Batch, Tokens
 from gradmem_bench.config import BackboneConfig, Budget
 from gradmem_bench.errors import UserError
-from gradmem_bench.experiment import Options, resolve
+from gradmem_bench.experiment import resolve
 from gradmem_bench.loading import load_backbone
 from gradmem_bench.methods.full_kv import FullKV
 from gradmem_bench.methods.mamba import Mamba
+from gradmem_bench.plan import Options
 from gradmem_bench.registry import resolve as find
 from gradmem_bench.state import MemoryState
 

@@ -1,0 +1,86 @@
+"""What `reproduce` prints of figures that are not rows."""
+
+import json
+import re
+
+import pytest
+import yaml
+from commands import command
+from smoke import EXPERIMENT
+
+from gradmem_bench.reconstruction import PARTS_FILE
+from gradmem_bench.registry import recipe_folder
+from gradmem_bench.results import find_records
+
+
+def test_a_figure_without_a_number_of_ours_says_why_once_and_fails(tmp_path):
+    experiment = json.loads(json.dumps(EXPERIMENT))
+    group = experiment["scales"]["tiny"]["runs"][-1]
+    experiment["scales"]["tiny"]["runs"] = [group | {"axes": {"task.pairs": [4, 8]}}]
+    path = tmp_path / "nothing.yaml"
+    path.write_text(yaml.dump(experiment))
+    done = command("reproduce", path, "--output", tmp_path / "runs")
+    assert done.code == 1
+    progress, _, table = done.output.partition("missing (2)")
+    assert progress.count("There is no method 'rtm'") == table.count("There is no method 'rtm'") == 1
+
+
+def test_losses_are_measured_for_each_number_of_steps(tmp_path):
+    experiment = json.loads(json.dumps(EXPERIMENT)) | {"report": "losses", "figure": "losses"}
+    [group, *_] = experiment["scales"]["tiny"]["runs"]
+    group |= {"axes": {"task.pairs": [2]}, "start": [], "evaluate": {"evaluation_inner_steps": [1, 0, 3]}}
+    group["settings"]["inner_learning_rate"] = 0.1
+    experiment["scales"]["tiny"]["runs"] = [group]
+    path = tmp_path / "losses.yaml"
+    path.write_text(yaml.dump(experiment))
+    done = command("reproduce", path, "--output", tmp_path / "runs")
+    assert (done.code, done.errors) == (0, "")
+    records = find_records([tmp_path / "runs"])
+    totals = {}
+    for file, record in records.items():
+        parts = json.loads((file.parent / PARTS_FILE).read_text())["nats_per_token"]
+        # Two pairs `!k:v!` and `|`: 2 keys, 2 values and 7 marks of 11 tokens make the mean in the record.
+        mean = (2 * parts["keys"] + 2 * parts["values"] + 7 * parts["marks"]) / 11
+        assert mean == pytest.approx(record.metrics["reconstruction_nats_per_token"].value, rel=1e-4)
+        totals[record.method.parameters["evaluation_inner_steps"]] = mean
+    # Descent goes down.
+    assert totals[0] > totals[1] > totals[3]
+    rows = [line.split() for line in done.output.splitlines() if "seed 0" in line and line.startswith("GradMem")]
+    assert [row[6] for row in rows] == ["0", "1", "3"]
+
+    # The same evaluations as a heat map; nothing is run for it.
+    path.write_text(yaml.dump(experiment | {"report": "heat_map", "figure": "steps"}))
+    before = find_records([tmp_path / "runs"])
+    done = command("reproduce", path, "--output", tmp_path / "runs")
+    assert (done.code, done.errors) == (0, "") and find_records([tmp_path / "runs"]) == before
+    by_steps = {
+        record.method.parameters["evaluation_inner_steps"]: record.metrics["teacher_forced_exact_match"].value
+        for record in records.values()
+    }
+    shown = {line.split()[0]: line.split()[1:] for line in done.output.splitlines() if line.strip()}
+    assert shown["K"] == ["=", "0", "1", "3"]
+    assert shown["seed"] == ["0", *(f"{by_steps[steps]:.2f}" for steps in (0, 1, 3))]
+    assert len(shown["foreign"]) == len(shown["random"]) == 3
+    # Nothing was published at these K: no row of dashes says so.
+    assert not {"paper", "difference"} & set(shown)
+    assert (tmp_path / "runs" / "steps-tiny.png").exists()
+
+
+def test_a_plan_tells_which_measurements_are_there(tmp_path):
+    calls = [["--pairs", "4", "--steps", "1"], ["--pairs", "8", "--steps", "1"]]
+    declared = {"figure": "speed", "title": "Speed", "report": "performance"}
+    scales = {"tiny": {"about": "Tiny.", "benchmark": calls}}
+    (tmp_path / "speed.yaml").write_text(yaml.safe_dump(declared | {"scales": scales}))
+    (tmp_path / "performance").mkdir()
+    record = {"command": ["python", "benchmarks/meta_gradient.py", *calls[0], "--device", "cpu"]}
+    (tmp_path / "performance" / "meta_gradient-kv-4.json").write_text(json.dumps(record))
+    told = command("reproduce", tmp_path / "speed.yaml", "--output", tmp_path, "--dry-run")
+    assert told.code == 0 and "runs to make" not in told.output
+    text = " ".join(told.output.split())
+    assert "--pairs 4 --steps 1 (there) python benchmarks/meta_gradient.py --pairs 8 --steps 1 1 of 2" in text
+
+
+def test_the_help_names_every_figure():
+    told = command("reproduce", "--help").output
+    folder = recipe_folder("experiment")
+    assert [path.stem for path in folder.glob("*.yaml") if not re.search(rf"\b{path.stem}\b", told)] == []
