@@ -101,3 +101,14 @@ def forgotten(monkeypatch):
     yield
     for name in ("greedy_method", "own_class"):
         sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def one_thread():
+    """Sums come in one order, and two trainings that should be equal are."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

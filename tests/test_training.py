@@ -19,13 +19,7 @@ from gradmem_bench.tasks.base import Document, Query
 from gradmem_bench.tasks.batching import encode_documents, training_batch
 from gradmem_bench.training import PROGRESS_FILE
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.gpu

@@ -8,13 +8,7 @@ from trainings import kv_task, new_method, stage, trainer
 from gradmem_bench import checkpoints
 from gradmem_bench.methods.gradmem import GradMem, GradMemParameters
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_tokens_queries_and_flops_are_counted(tmp_path):
