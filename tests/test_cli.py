@@ -368,7 +368,7 @@ def test_a_method_of_ones_own_is_one_file_and_one_yaml(tmp_path):
 def test_a_task_of_ones_own_that_was_changed_is_another_run_and_shares_no_table(tmp_path, local_task, local_model):
     given = ["--method=no_memory", "--task", local_task, "--backbone", local_model, "--output", tmp_path / "runs"]
     text = local_task.read_text()
-    edits = (text, f'doc_to_text: "Q {{{{query}}}}"\n{text}', f"generation_kwargs: {{until: ['!']}}\n{text}")
+    edits = (text, f'doc_to_text: "Q {{{{query}}}}"\n{text}', text.replace("until: []", "until: ['!']"))
     outputs = []
     for declared in edits:
         local_task.write_text(declared)
