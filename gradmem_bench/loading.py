@@ -232,7 +232,7 @@ def _need_folder(where: str) -> None:
 def _tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase:
     _need_folder(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(_place(name), revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"There is no tokenizer at '{name}': it is neither a folder with a tokenizer.json nor a hub id that can be "

@@ -22,6 +22,7 @@ from gradmem_bench.config import (
     validated,
 )
 from gradmem_bench.errors import UserError, did_you_mean
+from gradmem_bench.metrics import METRICS
 from gradmem_bench.registry import recipe_folder
 
 if TYPE_CHECKING:
@@ -66,8 +67,8 @@ class Group(StrictModel):
     """Dotted keys, each with the values it takes; every combination is trained."""
     evaluate: dict[str, list[Any]] = {}
     """The same for parameters of the evaluation alone; `null` is as trained. They share one training."""
-    seeds: tuple[int, ...] | None = None
-    limit: int | None = None
+    seeds: tuple[int, ...] | None = Field(default=None, min_length=1)
+    limit: int | None = Field(default=None, ge=1)
     start: list[Start] = []
     seconds: float | None = None
     """What one training with its evaluations took where the scale says; `None` was not measured."""
@@ -82,8 +83,8 @@ class Scale(StrictModel):
     paper_task: str | None = None
     backbone: str | None = None
     dtype: Literal["float32", "tf32", "bfloat16"] = "float32"
-    limit: int | None = None
-    seeds: tuple[int, ...] = (0,)
+    limit: int | None = Field(default=None, ge=1)
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     solved_at: float = 0.9
     """The score from which on a seed counts as a success."""
     settings: Settings = {}
@@ -96,11 +97,12 @@ class Scale(StrictModel):
 class Experiment(StrictModel):
     """How a figure is made."""
 
-    figure: str
+    figure: str = Field(pattern=r"^[\w-]+$")
+    """Its name, and that of its files."""
     title: str
     paper: str | None = None
     """Name of the published numbers; `None` is the figure's own."""
-    metric: str = "teacher_forced_exact_match"
+    metric: Literal[tuple(METRICS)] = "teacher_forced_exact_match"
     report: Literal["rows", "heat_map", "losses", "performance"] = "rows"
     notes: list[str] = []
     """What was put right beside the published comparison, and what to read with care."""
@@ -188,13 +190,15 @@ def expand(scale: Scale) -> list[Run]:
     """All runs of a scale, each after the one that it starts from.
 
     Raises:
-        UserError: a run starts from one that the scale does not have.
+        UserError: a run starts from one that the scale does not have, or two have one name, task, setting and seed.
     """
-    listed = {
-        (group.name, group.task, *map(_hashable, key)): (group, *key)
-        for group in scale.runs
-        for key in _combinations(group, scale)
-    }
+    listed: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+    for group in scale.runs:
+        for key in _combinations(group, scale):
+            named = (group.name, group.task, *map(_hashable, key))
+            if named in listed:
+                raise UserError(f"Two runs are called '{group.name}', and would be one row; give one another name.")
+            listed[named] = (group, *key)
     made: dict[tuple[Any, ...], Run] = {}
 
     def make(key: tuple[Any, ...]) -> Run:

@@ -129,6 +129,12 @@ def _prepared(plan: Plan, folder: Path | None) -> tuple[Accelerator, MemoryMetho
     if plan.checkpoint is None:
         return accelerator, method, None
     tensors, about = checkpoints.load(plan.checkpoint, str(accelerator.device))
+    began, here = about["backbone_weights_hash"], backbone.identity["weights_hash"]
+    if began != here and not (began.startswith("random-") and here.startswith("random-")):
+        raise UserError(
+            f"{plan.checkpoint} was trained from other backbone weights ({began}) than {plan.backbone.name} has "
+            f"({here}); name that backbone with --backbone, or train again."
+        )
     checkpoints.restore(method, tensors, plan.checkpoint)
     start = "/".join(plan.checkpoint.parts[-2:])
     return accelerator, method, f"{start} (weights {about['hash']}, {about['training']['steps']} steps)"

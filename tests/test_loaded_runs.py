@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 from commands import TINY, UNTRAINED, WEIGHTS, command, only_run
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from gradmem_bench.results import find_records, read_record
 
@@ -64,3 +64,16 @@ def test_a_setting_of_a_training_that_is_not_made_is_refused(tmp_path, monkeypat
         "error: training.steps is set, but gradmem is not trained here; leave it out, or train with gradmem-bench run "
         "--train.\n"
     )
+
+
+def test_weights_of_another_backbone_than_was_trained_from_are_refused(tmp_path, local_model, local_task):
+    (tmp_path / "lm").mkdir()
+    shutil.copytree(local_model, tmp_path / "lm", dirs_exist_ok=True)
+    given = ["--method=mean_pool", "--task", local_task, "--backbone", tmp_path / "lm", "--output", tmp_path / "runs"]
+    assert command("run", *given).code == 0
+    load = ["--load", only_run(tmp_path / "runs")]
+    file = tmp_path / "lm" / "model.safetensors"
+    save_file({name: 2 * tensor for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
+    done = command("run", *given, *load)
+    assert done.code == 2
+    assert "was trained from other backbone weights (" in done.errors and "than " in done.errors

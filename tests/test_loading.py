@@ -255,3 +255,8 @@ def test_a_mamba_is_made_as_it_was_asked_for_and_comes_back_from_its_folder(tmp_
     assert again.recurrent
     contexts, query = Tokens.from_lists(ids_of(on, 9)), Tokens.from_lists(ids_of(on, 3, seed=1))
     assert again.generate(again.prefill(contexts), query, 6) == on.generate(on.prefill(contexts), query, 6)
+
+
+def test_the_tokenizer_of_a_built_in_backbone_is_known_by_its_name():
+    on = load_backbone(BackboneConfig(name="llama-1x32", tokenizer="wiki_2m"), None, "meta", 0)
+    assert on.vocabulary_size == 4096 and on.encode(["the Danube"]) != on.encode(["the Rhine"])

@@ -141,6 +141,32 @@ def test_a_plan_of_several_figures_counts_a_training_once():
     assert first != "about 0 s" and f"All figures: {first}." in told
 
 
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"figure": "../smoke"}, "'figure' is '../smoke'"),
+        ({"metric": "acuracy"}, "'metric' is 'acuracy'"),
+        ({"limit": 0}, "'scales.tiny.limit' is 0"),
+        ({"seeds": []}, "'scales.tiny.seeds' is"),
+    ],
+)
+def test_a_mistake_in_an_experiment_is_told_before_anything_is_run(tmp_path, wrong, words):
+    declared = json.loads(json.dumps(EXPERIMENT))
+    for key, value in wrong.items():
+        (declared if key in ("figure", "metric") else declared["scales"]["tiny"])[key] = value
+    path = tmp_path / "wrong.yaml"
+    path.write_text(yaml.dump(declared))
+    done = command("reproduce", path, "--output", tmp_path / "runs")
+    assert (done.code, done.output) == (2, "") and words in done.errors and not (tmp_path / "runs").exists()
+
+
+def test_two_runs_of_one_name_and_setting_are_refused():
+    declared = json.loads(json.dumps(EXPERIMENT["scales"]["tiny"]))
+    declared["runs"][2]["name"] = "no memory"
+    with pytest.raises(UserError, match="Two runs are called 'no memory'"):
+        expand(Scale.model_validate(declared))
+
+
 def test_a_start_that_no_run_has_is_refused():
     broken = json.loads(json.dumps(EXPERIMENT["scales"]["tiny"]))
     broken["runs"][0]["start"][0]["at"]["task.pairs"] = 3

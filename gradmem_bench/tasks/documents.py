@@ -14,7 +14,7 @@ from gradmem_bench.errors import UserError
 from gradmem_bench.tasks.base import Document, Query, Source, Split
 from gradmem_bench.tasks.sources import DATA_VARIABLE, SUFFIXES, Row, Rows, load_from_hub, local_file, read_local
 from gradmem_bench.tasks.splits import SplitTask
-from gradmem_bench.tasks.templates import listed, renderer
+from gradmem_bench.tasks.templates import columns, listed, renderer
 
 _FILE_FORMATS = ("json", "parquet")
 
@@ -198,6 +198,10 @@ class Documents(SplitTask):
             function = resolve_function(declared, self._beside, f"{self._where}: {key}")
             return lambda row, where: function(row)
         make = renderer(declared, key, self._where)
+        if key == "doc_to_text" and "context" in columns(declared):
+            raise UserError(
+                f"{self._where}: doc_to_text holds the context, which is removed before a query is asked; leave it out."
+            )
 
         def render(row: Row, where: str) -> Any:
             if declared in row:

@@ -111,8 +111,8 @@ def load_from_hub(dataset: str, name: str | None, split: str, revision: str | No
         reason = str(error).strip().split("\n")[0].rstrip(".")
         raise UserError(
             f"The split '{split}' of {dataset} is neither a local file ({'; '.join(looked_at)}) nor could it be "
-            f"loaded from the hub ({reason}): set {DATA_VARIABLE} to a folder that holds {dataset}/{split}.jsonl, or "
-            "go online."
+            f"loaded from the hub ({reason}): set {DATA_VARIABLE} to a folder that holds "
+            f"{dataset}/{f'{name}/' if name else ''}{split}.jsonl, or go online."
         ) from None
     # A hub data set's builder is named by the commit its files were resolved to.
     return Rows(rows, dataset, builder.hash, None)

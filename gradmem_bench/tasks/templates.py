@@ -4,7 +4,7 @@ import ast
 from collections.abc import Callable
 from typing import Any
 
-from jinja2 import BaseLoader, Environment, StrictUndefined, TemplateError, UndefinedError
+from jinja2 import BaseLoader, Environment, StrictUndefined, TemplateError, UndefinedError, meta
 
 from gradmem_bench.errors import UserError
 
@@ -30,6 +30,11 @@ def renderer(text: str, key: str, declared_in: str) -> Callable[[dict[str, Any],
             raise UserError(f"{where}: {key} is '{text}', but {error}; columns: {', '.join(row)}.") from None
 
     return render
+
+
+def columns(text: str) -> set[str]:
+    """The columns that a template reads; one that is a column's name alone reads that."""
+    return {text} if text.isidentifier() else meta.find_undeclared_variables(_JINJA.parse(text))
 
 
 def listed(text: str) -> str | list[str]:

@@ -289,6 +289,12 @@ def test_a_template_that_is_none_is_named(tmp_path):
         local_task(tmp_path, doc_to_text="{{query").documents("test")
 
 
+@pytest.mark.parametrize("text", ["context", "{{context}} {{query}}", "{% if query %}{{ context | upper }}{% endif %}"])
+def test_a_query_that_holds_its_context_is_refused(tmp_path, text):
+    with pytest.raises(UserError, match="mine.yaml: doc_to_text holds the context, which is removed before a query"):
+        local_task(tmp_path, doc_to_text=text).documents("test")
+
+
 def test_a_query_is_seen_where_train_has_it_with_its_context_and_what_is_held_out_is_not_train(folder):
     train = stories(40)
     again = [train[index] | {"target": "whatever"} for index in range(0, 80, 3)]
