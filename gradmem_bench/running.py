@@ -18,6 +18,7 @@ from gradmem_bench.experiment import curriculum_tasks, longest_context
 from gradmem_bench.loading import load_backbone, tokenizer_text, weights_hash
 from gradmem_bench.measurement import capacity, measure, measured_footprint
 from gradmem_bench.methods.base import MemoryMethod
+from gradmem_bench.metrics import normalized
 from gradmem_bench.output import check_writable
 from gradmem_bench.plan import Plan
 from gradmem_bench.precision import accelerator_for
@@ -341,6 +342,7 @@ def _record(
         settings=configuration["task"]["settings"],
         declaration_hash=plan.task_hashes and plan.task_hashes.whole,
         normalized_answers=plan.task.text_metrics,
+        answer_words=max((len(normalized(target).split()) for row in rows for target in row.targets), default=0),
         own_metric=plan.task.own_metric,
         split=plan.split,
         source=SourceRecord(**vars(plan.task.source(plan.split))),

@@ -77,6 +77,8 @@ class TaskRecord(Part):
     that is built in, whose version tells, and in records from before it was kept."""
     normalized_answers: bool
     """Whether answers were scored under SQuAD's normalisation (text) or letter by letter (symbols)."""
+    answer_words: int | None = None
+    """Words of the longest accepted answer, under SQuAD's normalisation; `None` in records from before it was kept."""
     own_metric: str = ""
     """What `task_score` is; empty where the task has no metric of its own."""
     split: str

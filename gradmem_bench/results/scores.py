@@ -30,13 +30,18 @@ def metric_results(rows: Sequence[ExampleRow]) -> dict[str, MetricResult]:
 def primary_metric(records: Iterable[RunRecord]) -> str:
     """The metric that the task of these records is scored with, by which they are ranked, compared and drawn.
 
-    The task's own, where it has one; of text F1, where that says more than exact match; else exact match.
+    The task's own, where it has one; of text F1, where an accepted answer has several words; else exact match. Records
+    that do not say how long answers are have F1 where it differs from exact match.
     """
     records = list(records)
     if any(record.task.own_metric and "task_score" in record.metrics for record in records):
         return "task_score"
     text = [record.metrics for record in records if record.task.normalized_answers]
-    more = any("f1" in found and found["f1"].value != found["exact_match"].value for found in text)
+    told = [record.task.answer_words for record in records if record.task.answer_words is not None]
+    if told:
+        more = bool(text) and max(told) > 1
+    else:
+        more = any("f1" in found and found["f1"].value != found["exact_match"].value for found in text)
     return "f1" if more else "exact_match"
 
 

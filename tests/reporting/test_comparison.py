@@ -13,7 +13,7 @@ from gradmem_bench.config import Budget
 from gradmem_bench.errors import UserError
 from gradmem_bench.reporting.comparison import comparison
 from gradmem_bench.reporting.formats import to_csv, to_latex, to_markdown
-from gradmem_bench.results import find_records, write_record
+from gradmem_bench.results import find_records, primary_metric, write_record
 
 PUBLISHED = Path(__file__).parents[2] / "leaderboards" / "kv_small"
 
@@ -156,6 +156,17 @@ def test_f1_of_text_is_compared_too(tmp_path):
     [table] = tables(tmp_path, baseline="rmt")
     for text in (drawn(table), to_markdown([table])):
         assert "exact match − rmt" in text and "F1 − rmt" in text
+
+
+@pytest.mark.parametrize(("words", "metric"), [(1, "exact_match"), (2, "f1"), (None, "f1")])
+def test_text_is_ranked_by_what_its_answers_are_and_not_by_what_was_answered(words, metric):
+    # A prediction of two words overlaps with an answer of one.
+    task = TASK.model_copy(update={"normalized_answers": True, "answer_words": words})
+    record = run_record(task=task)
+    assert record.metrics["f1"].value > record.metrics["exact_match"].value
+    assert primary_metric([record]) == metric
+    exact = record.model_copy(update={"metrics": record.metrics | {"f1": record.metrics["exact_match"]}})
+    assert primary_metric([exact]) == ("f1" if words == 2 else "exact_match")
 
 
 def test_a_tasks_own_metric_ranks_and_is_compared(tmp_path):
