@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from gradmem_bench.archive import Archive
 from gradmem_bench.checkpoints import METHOD_FILE
 from gradmem_bench.errors import UserError
 from gradmem_bench.experiment import resolve as resolve_plan
@@ -16,7 +17,7 @@ from gradmem_bench.plan import Options, Plan
 from gradmem_bench.reconstruction import PARTS_FILE, write_parts
 from gradmem_bench.registry import resolve
 from gradmem_bench.reporting.progress import RunDisplay
-from gradmem_bench.reproduction import Archive, Run, Scale
+from gradmem_bench.reproduction import Run, Scale
 from gradmem_bench.running import perform
 
 

@@ -10,6 +10,7 @@ import yaml
 from commands import command, files
 from smoke import EXPERIMENT
 
+from gradmem_bench.archive import Archive, expected_of, missing
 from gradmem_bench.config import BackboneConfig
 from gradmem_bench.errors import UserError
 from gradmem_bench.experiment import Known
@@ -18,13 +19,10 @@ from gradmem_bench.paper import paper_figure
 from gradmem_bench.registry import recipe_folder
 from gradmem_bench.reproduction import (
     SCALES,
-    Archive,
     Scale,
     estimated_seconds,
     expand,
-    expected_of,
     experiments,
-    missing,
 )
 from gradmem_bench.results import find_records
 from gradmem_bench.tasks.declaration import load_task

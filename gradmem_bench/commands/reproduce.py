@@ -58,9 +58,9 @@ def reproduce(
         check_writable(output)
     from rich.console import Console
 
+    from gradmem_bench.archive import Archive
     from gradmem_bench.reporting.progress import RunDisplay
     from gradmem_bench.reproducing import Maker
-    from gradmem_bench.reproduction import Archive
     from gradmem_bench.results import find_records
 
     console = Console()
@@ -83,13 +83,14 @@ def reproduce(
 
 def _answer(console: "Console", experiment: "Experiment", name: str, scale: "Scale", maker: "Maker") -> bool:
     """Makes and shows one figure; whether it has any number of ours."""
+    from gradmem_bench.archive import missing
     from gradmem_bench.paper import paper_figure
     from gradmem_bench.plotting.parts import save
     from gradmem_bench.plotting.reproductions import picture
     from gradmem_bench.registry import recipe_folder
     from gradmem_bench.reporting.reproductions import lines, report
     from gradmem_bench.reproducing import benchmark
-    from gradmem_bench.reproduction import expand, missing
+    from gradmem_bench.reproduction import expand
 
     archive, output = maker.archive, maker.output
     runs = expand(scale)
@@ -120,8 +121,9 @@ def _list(
     from rich.table import Table
     from rich.text import Text
 
+    from gradmem_bench.archive import missing
     from gradmem_bench.reproducing import unmeasured
-    from gradmem_bench.reproduction import expand, missing
+    from gradmem_bench.reproduction import expand
 
     runs, counted = expand(scale), {run.training for run in before}
     absent = missing(runs, maker.archive)

@@ -12,11 +12,12 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from gradmem_bench.archive import Archive
 from gradmem_bench.metrics import METRICS
 from gradmem_bench.paper import PaperFigure, PaperRow
 from gradmem_bench.reconstruction import PARTS_FILE
 from gradmem_bench.reporting.examples import Examples
-from gradmem_bench.reproduction import Archive, Experiment, Run, Scale
+from gradmem_bench.reproduction import Experiment, Run, Scale
 from gradmem_bench.results import read_examples
 from gradmem_bench.statistics import estimate
 

@@ -1,0 +1,131 @@
+"""The records that are there already, and which run each of them answers for."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gradmem_bench.config import BackboneConfig, TrainingConfig, merge, validated
+from gradmem_bench.errors import UserError
+from gradmem_bench.experiment import Known, choose
+from gradmem_bench.loading import load_backbone, own_folder, recorded_name
+from gradmem_bench.plan import Options
+from gradmem_bench.registry import located, resolve
+from gradmem_bench.reproduction import Run
+from gradmem_bench.results import RunRecord
+from gradmem_bench.tasks.base import Task
+from gradmem_bench.tasks.identity import declaration_hashes
+
+
+class Archive:
+    """Records by what they answer for.
+
+    A record answers for a run when all that the run sets, and the defaults of the rest, are in it; a setting that the
+    record is too old to know has to be at its default.
+    """
+
+    def __init__(self, records: Mapping[Path, RunRecord]) -> None:
+        self.records = dict(records)
+        self.known = Known()
+        """Tasks and backbones' shapes, for whoever makes what is missing as well."""
+        self._expected: dict[tuple[Any, ...], dict[str, Any] | None] = {}
+        self._weights: dict[Path, str | None] = {}
+
+    def find(self, run: Run) -> tuple[Path, RunRecord] | None:
+        """The record of a run and the file it is in."""
+        expected = self._of(run)
+        if expected is None:
+            return None
+        start = None
+        if run.start is not None:
+            before = self.find(run.start)
+            if before is None:
+                return None
+            start = f"{before[1].method.name}-{before[1].config_hash[:8]}/"
+        for path, record in self.records.items():
+            if record.task.name == expected["task"].name and self._answers(record, run, expected, start):
+                return path, record
+        return None
+
+    def _answers(self, record: RunRecord, run: Run, expected: dict[str, Any], start: str | None) -> bool:
+        training = record.training
+        if training is None or training.seed != run.seed or record.task.limit != run.limit:
+            return False
+        task, backbone = expected["task"], expected["backbone"]
+        if record.method.implementation != expected["class"]:
+            return False
+        begun = training.initial_checkpoint
+        if (start is None) != (begun is None) or (start is not None and not begun.startswith(start)):
+            return False
+        return (
+            _agree(record.method.parameters, expected["parameters"], expected["parameter_defaults"])
+            and _agree(training.config, expected["training"], expected["training_defaults"])
+            and record.task.settings == (task.declaration.get(task.settings_key) or {})
+            and record.task.declaration_hash == expected["declaration"]
+            and record.environment.dtype == run.dtype
+            and self._alike(record, backbone, task)
+        )
+
+    def _alike(self, record: RunRecord, backbone: BackboneConfig, task: Task) -> bool:
+        folder, found = own_folder(backbone.name), record.backbone
+        if found.name != recorded_name(backbone.name):
+            return False
+        # Two random models of one name may have other shapes, and a folder other weights than it had; where there is no
+        # folder, and of what is built in or on the hub, weights are what their name says.
+        if found.weights_hash.startswith("random-"):
+            return found.weights_hash == self.known.shape(backbone, task).identity["weights_hash"]
+        return folder is None or found.weights_hash == self._weights_in(folder, backbone, task)
+
+    def _weights_in(self, folder: Path, backbone: BackboneConfig, task: Task) -> str | None:
+        if folder not in self._weights:
+            try:
+                loaded = load_backbone(backbone, task.tokenizer(), "cpu", 0)
+                self._weights[folder] = loaded.identity["weights_hash"]
+            except UserError:
+                # Nothing answers for a run that cannot be made.
+                self._weights[folder] = None
+        return self._weights[folder]
+
+    def _of(self, run: Run) -> dict[str, Any] | None:
+        # Whatever the seed.
+        key = (run.method, run.task, run.backbone, repr(run.settings), repr(run.start and run.start.settings))
+        if key not in self._expected:
+            try:
+                self._expected[key] = expected_of(run, self.known)
+            except UserError:
+                # Nothing answers for a run that cannot be made; making it says why.
+                self._expected[key] = None
+        return self._expected[key]
+
+
+def _agree(found: Mapping[str, Any], expected: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
+    return all(found.get(key, defaults.get(key)) == value for key, value in expected.items())
+
+
+def expected_of(run: Run, known: Known) -> dict[str, Any]:
+    """What a record of this run says of itself; raises UserError for a name or a setting that is wrong."""
+    entry = resolve("method", run.method)
+    started = run.start.assignments(entry.name) if run.start else ()
+    # A checkpoint brings the parameters of its method, and nothing else.
+    brought = [one for one in started if one.startswith(f"{entry.name}.")]
+    chosen = choose(entry, Options(backbone=run.backbone, settings=(*brought, *run.assignments(entry.name))))
+    task = known.task(Path(located(resolve("task", run.task)).target), chosen.sections["task"])
+    training = merge(task.metadata.get("training", {}), merge(chosen.recipe.training, chosen.sections["training"]))
+    unnamed = f"The task {task.name} names no backbone of its own; give '{run.name}' one."
+    backbone = chosen.backbone(task.metadata.get("backbone", {}), unnamed)
+    declaration = declaration_hashes(task)
+    return {
+        "class": chosen.recipe.implementation,
+        "parameters": chosen.parameters.model_dump(mode="json"),
+        # One that has no default is in every record.
+        "parameter_defaults": chosen.method_class.Parameters.model_construct().model_dump(mode="json"),
+        "training": validated(TrainingConfig, training, f"'{run.name}'").model_dump(mode="json"),
+        "training_defaults": TrainingConfig().model_dump(mode="json"),
+        "task": task,
+        "declaration": declaration and declaration.whole,
+        "backbone": backbone,
+    }
+
+
+def missing(runs: Sequence[Run], archive: Archive) -> list[Run]:
+    """The runs that no record answers for."""
+    return [run for run in runs if archive.find(run) is None]
