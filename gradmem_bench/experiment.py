@@ -107,6 +107,11 @@ def choose(method: Entry, options: Options) -> Chosen:
     if absent := sorted(method_class.__abstractmethods__):
         raise UserError(f"{recipe.implementation} has no {' and no '.join(absent)}, which a method needs.")
     sections, given = _settings(options, recipe.name)
+    parameters = method_class.Parameters.model_fields
+    for name, part in given.items():
+        if isinstance(part, dict) and name not in parameters:
+            section = did_you_mean(name, {*_SECTIONS, *parameters})
+            raise UserError(f"'{name}.{next(iter(part), '')}': there is no section '{name}'.{section}")
     if options.backbone is not None:
         sections["backbone"] = {"name": options.backbone} | sections["backbone"]
     checkpoint, about = None, {}

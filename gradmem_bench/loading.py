@@ -150,9 +150,8 @@ def _shape(config: BackboneConfig, preset: re.Match[str], tokenizer: PreTrainedT
     if layers < 1 or width < 1:
         raise UserError(f"{config.name} has nothing in it: a random backbone takes at least 1 layer and some width.")
     if not mamba and width % heads or (width // heads) % 2:
-        raise UserError(
-            f"{config.name} with {heads} heads has no even head size; set backbone.heads to a divisor of {width}."
-        )
+        way = f"an even width, such as {width + 1}" if width % 2 else f"set backbone.heads to a divisor of {width // 2}"
+        raise UserError(f"{config.name} with {heads} heads has no even head size, which attention needs: {way}.")
     if config.kv_heads and (preset["family"] != "llama" or heads % config.kv_heads):
         raise UserError(
             f"backbone.kv_heads={config.kv_heads} needs a llama backbone and has to divide its {heads} heads."
@@ -236,7 +235,8 @@ def _tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase:
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"There is no tokenizer at '{name}': it is neither a folder with a tokenizer.json nor a hub id that can be "
-            f"reached from here; name one with --set backbone.tokenizer=FOLDER ({_first_line(error)})"
+            "reached from here; name one with --set backbone.tokenizer=FOLDER, or pretrain's --tokenizer "
+            f"({_first_line(error)})"
         ) from None
     if tokenizer.eos_token_id is None:
         raise UserError(f"The tokenizer '{name}' has no end-of-text token, which every answer has to end with.")

@@ -35,12 +35,16 @@ class Maker:
         self._unreadable: dict[tuple[str, str], str] = {}
 
     def make(self, runs: Sequence[Run]) -> Counter[str]:
-        """Makes runs in their order, and goes on where one cannot be made.
+        """Makes runs in their order, and goes on where one cannot be made; which those are is told before any training.
 
         Returns:
             Why runs could not be made, each with how many they are.
         """
         reasons: Counter[str] = Counter()
+        with self.display.working("whether each run can be made"):
+            refused = self.refused(runs)
+        for reason, count in refused.items():
+            self.display.note(f"missing ({count} of {len(runs)} runs): {reason}")
         for number, run in enumerate(runs, start=1):
             try:
                 plan = self.plan(run)
@@ -50,7 +54,8 @@ class Maker:
                 record = perform(plan, self.output, self.display)
             except UserError as error:
                 reasons[str(error)] += 1
-                self.display.note("missing, as before" if reasons[str(error)] > 1 else f"missing: {error}")
+                before = reasons[str(error)] > 1 or str(error) in refused
+                self.display.note("missing, as before" if before else f"missing: {error}")
                 continue
             self.archive.records[plan.folder(self.output) / "run.json"] = record
         return reasons

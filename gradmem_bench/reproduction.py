@@ -9,21 +9,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
-from gradmem_bench.config import (
-    StrictModel,
-    load_yaml,
-    validated,
-)
+from gradmem_bench.config import StrictModel, load_yaml, validated
 from gradmem_bench.errors import UserError, did_you_mean
 from gradmem_bench.metrics import METRICS
 from gradmem_bench.registry import recipe_folder
-
-if TYPE_CHECKING:
-    pass
 
 SCALES = ("tiny", "small", "paper")
 Settings = dict[str, Any]
@@ -115,7 +108,7 @@ def experiments(name: str) -> list[Experiment]:
     """The experiments that a name, or the path of a YAML file, stands for: one, or a group's.
 
     Raises:
-        UserError: there is none of this name, or its file is broken.
+        UserError: there is none of this name, its file is broken, or it has the name of another.
     """
     folder = recipe_folder("experiment")
     known = sorted(path.stem for path in folder.glob("*.yaml"))
@@ -125,7 +118,13 @@ def experiments(name: str) -> list[Experiment]:
     values = load_yaml(path)
     if "group" in values:
         return [one for figure in validated(FigureGroup, values, str(path)).figures for one in experiments(figure)]
-    return [validated(Experiment, values, str(path))]
+    experiment = validated(Experiment, values, str(path))
+    if experiment.figure in known and path.resolve().parent != folder.resolve():
+        raise UserError(
+            f"{path}: '{experiment.figure}' is a figure that is built in, whose files it would replace; give it a name "
+            f"of its own, and 'paper: {experiment.paper or experiment.figure}' for the same published numbers."
+        )
+    return [experiment]
 
 
 def scale_of(experiment: Experiment, name: str) -> Scale:

@@ -21,8 +21,28 @@ def test_a_figure_without_a_number_of_ours_says_why_once_and_fails(tmp_path):
     path.write_text(yaml.dump(experiment))
     done = command("reproduce", path, "--output", tmp_path / "runs")
     assert done.code == 1
-    progress, _, table = done.output.partition("missing (2)")
+    progress, _, table = done.output.partition("missing (2):")
     assert progress.count("There is no method 'rtm'") == table.count("There is no method 'rtm'") == 1
+
+
+def test_what_cannot_be_made_is_told_before_anything_is_trained(tmp_path):
+    experiment = json.loads(json.dumps(EXPERIMENT))
+    [group, *_, wrong] = experiment["scales"]["tiny"]["runs"]
+    wrong |= {"method": "rmt", "settings": {"trainning.steps": 5}}
+    experiment["scales"]["tiny"]["runs"] = [group | {"axes": {"task.pairs": [4]}, "start": []}, wrong]
+    path = tmp_path / "wrong.yaml"
+    path.write_text(yaml.dump(experiment))
+    stale = tmp_path / "runs" / "smoke-tiny.svg"
+    stale.parent.mkdir()
+    stale.write_text("a picture of an earlier run")
+    done = command("reproduce", path, "--output", tmp_path / "runs")
+    text = " ".join(done.output.split())
+    told = text.index("'trainning.steps': there is no section 'trainning'. Did you mean 'training'?")
+    assert done.code == 0 and told < text.index("1/3") < text.index("missing, as before")
+    # Below the table, what its numbers are of; beside it, no picture of what is not in it.
+    assert "exact match of 32 queries in 8 contexts a seed, on llama-1x32; 1 of 2 scores missing." in text
+    assert "≥ 0.9: how many of the seeds reach it." in text
+    assert "earlier" not in stale.read_text()
 
 
 def test_losses_are_measured_for_each_number_of_steps(tmp_path):

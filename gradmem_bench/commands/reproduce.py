@@ -109,6 +109,9 @@ def _answer(console: "Console", experiment: "Experiment", name: str, scale: "Sca
     with stem.with_suffix(".txt").open("w", encoding="utf-8") as file:
         type(console)(file=file, width=80).print(shown)
     figure = picture(experiment, table)
+    # A picture of an earlier run would show what the table beside it does not.
+    for suffix in (".png", ".svg"):
+        stem.with_suffix(suffix).unlink(missing_ok=True)
     files = [stem.with_suffix(".txt"), *(save(figure, stem) if figure else [])]
     console.print(f"\n{', '.join(map(str, files))}", style="dim")
     return not runs or len(missing(runs, archive)) < len(runs)

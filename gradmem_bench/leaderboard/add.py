@@ -61,7 +61,10 @@ def add(run: Path, board: Path) -> tuple[RunRecord, Path, bool]:
     there = folder / "run.json"
     other = read_record(there) if there.exists() else None
     if other is not None and other.run_id != record.run_id:
-        raise UserError(f"{run.parent} is not filed: {folder} holds another run of this configuration, {other.run_id}.")
+        raise UserError(
+            f"{run.parent} is not filed: {folder} holds another run of this configuration, {other.run_id}. Remove that "
+            "folder to put this run in its place; another training beside it is a run with another --seed."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     if folder.resolve() != run.parent.resolve():
         shutil.copyfile(run.parent / "examples.parquet", folder / "examples.parquet")

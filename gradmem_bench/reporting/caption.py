@@ -162,8 +162,8 @@ def _settings_lines(rows: dict[str, Row]) -> Iterable[str]:
         names = dict.fromkeys(name for one in found.values() for name in one)
         for name, short in short_names(names).items():
             values = {one.get(name, "none") for one in found.values()}
-            # From the first letter on: "steps" is not told by "inner_steps 5".
-            told = any(f"{before}{short} " in label for label in found for before in ("(", ", "))
+            # From the first letter on: "steps" is not told by "inner_steps 5"; with its section it is.
+            told = any(f"{before}{one} " in label for label in found for before in ("(", ", ") for one in (short, name))
             if len(values) > 1 and not told and short != "state_dtype":
                 untold.setdefault(method, []).append(short)
     if untold:

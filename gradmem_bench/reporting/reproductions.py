@@ -148,7 +148,10 @@ def rows_report(table: Sequence[Line], metric: str, solved_at: float) -> "Render
         _grid(headers, compared),
         Text(""),
         _grid(["method", "setting", "each seed", f"≥ {solved_at:g}", "K = 0", "foreign", "random"], seeds),
-        Text("K = 0: no step of WRITE. foreign, random: exact match from another context's, or a random state."),
+        Text(
+            f"≥ {solved_at:g}: how many of the seeds reach it. K = 0: no step of WRITE. foreign, random: exact match "
+            "from another context's, or a random state."
+        ),
     )
 
 
@@ -253,6 +256,21 @@ def performance_report(folders: Iterable[Path], paper: PaperFigure | None) -> "R
     return Group(*parts)
 
 
+def _measured(table: Sequence[Line], metric: str) -> str:
+    """What each number is a score of: the metric, n, and the backbone."""
+    title, records = metric.replace("_", " "), [record for line in table for record in _all(line)]
+    if not records:
+        return title
+    queries = _span({record.metrics[metric].n for record in records})
+    contexts = _span({record.task.contexts for record in records})
+    backbones = dict.fromkeys(record.backbone.name for record in records)
+    return f"{title} of {queries} queries in {contexts} contexts a seed, on {', '.join(backbones)}"
+
+
+def _span(counts: set[int]) -> str:
+    return " to ".join(f"{count:,}" for count in sorted({min(counts), max(counts)}))
+
+
 def _published_alone(table: Sequence[Line], paper: PaperFigure | None) -> list[str]:
     """The published numbers that stand beside nothing, one text a method, task and metric."""
     if paper is None:
@@ -296,10 +314,10 @@ def report(
         body = losses_report(table, metric)
     else:
         body = rows_report(table, metric, scale.solved_at)
-    absent = sum(len(line.seeds) - len(line.records) for line in table)
+    wanted, made = sum(len(line.seeds) for line in table), sum(len(line.records) for line in table)
     notes = [scale.about, *experiment.notes]
     if table:
-        notes.insert(0, f"{metric.replace('_', ' ')}; {len(table)} settings, {absent} of their runs missing.")
+        notes.insert(0, f"{_measured(table, metric)}; {wanted - made} of {wanted} scores missing.")
     notes += [f"missing ({count}): {reason}" for reason, count in reasons.items()]
     if paper is not None:
         notes.append(f"Paper: {paper.source}.")

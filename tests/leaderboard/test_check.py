@@ -234,6 +234,7 @@ def test_another_run_of_the_same_configuration_is_not_overwritten(tmp_path):
     assert command("leaderboard", "add", tmp_path / "one", "--board", board).code == 0
     done = command("leaderboard", "add", tmp_path / "two", "--board", board)
     assert done.code == 2 and "holds another run of this configuration, kv_retrieval-gradmem-45-2048-0." in done.errors
+    assert "Remove that folder" in done.errors and "another --seed" in done.errors
 
 
 def test_every_run_is_sealed_as_it_is_made(five_runs):

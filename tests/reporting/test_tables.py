@@ -272,3 +272,10 @@ def test_what_rows_differ_in_beside_what_their_names_tell_is_said():
     [table] = comparison(both)
     assert {row.label for row in table.rows} == {"gradmem (inner_rate 1)", "gradmem (inner_rate 2)"}
     assert "csv and json): gradmem in rate." in caption(table)
+
+    # A name with its section tells the setting too.
+    asked = {steps: changed(TRAINING, config={"steps": steps}, steps=steps) for steps in (10, 20)}
+    many = [run_record(right=steps, config_hash=str(steps), training=training) for steps, training in asked.items()]
+    [table] = comparison(many)
+    assert {row.label for row in table.rows} == {"gradmem (training.steps 10)", "gradmem (training.steps 20)"}
+    assert "than their names" not in caption(table)
