@@ -11,7 +11,7 @@ from gradmem_bench.loading import load_backbone, own_folder, recorded_name
 from gradmem_bench.plan import Options
 from gradmem_bench.registry import located, resolve
 from gradmem_bench.reproduction import Run
-from gradmem_bench.results import RunRecord
+from gradmem_bench.results import RunRecord, TrainingRecord
 from gradmem_bench.tasks.base import Task
 from gradmem_bench.tasks.identity import declaration_hashes
 
@@ -48,17 +48,18 @@ class Archive:
 
     def _answers(self, record: RunRecord, run: Run, expected: dict[str, Any], start: str | None) -> bool:
         training = record.training
-        if training is None or training.seed != run.seed or record.task.limit != run.limit:
+        seed = record.seed if training is None else training.seed
+        if seed != run.seed or record.task.limit != run.limit:
             return False
         task, backbone = expected["task"], expected["backbone"]
         if record.method.implementation != expected["class"]:
             return False
-        begun = training.initial_checkpoint
+        begun = training and training.initial_checkpoint
         if (start is None) != (begun is None) or (start is not None and not begun.startswith(start)):
             return False
         return (
             _agree(record.method.parameters, expected["parameters"], expected["parameter_defaults"])
-            and _agree(training.config, expected["training"], expected["training_defaults"])
+            and _trained_alike(training, expected)
             and record.task.settings == (task.declaration.get(task.settings_key) or {})
             and record.task.declaration_hash == expected["declaration"]
             and record.environment.dtype == run.dtype
@@ -95,6 +96,12 @@ class Archive:
                 # Nothing answers for a run that cannot be made; making it says why.
                 self._expected[key] = None
         return self._expected[key]
+
+
+def _trained_alike(training: TrainingRecord | None, expected: Mapping[str, Any]) -> bool:
+    if training is None:
+        return expected["training"]["steps"] == 0
+    return _agree(training.config, expected["training"], expected["training_defaults"])
 
 
 def _agree(found: Mapping[str, Any], expected: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:

@@ -23,7 +23,7 @@ from gradmem_bench.config import (
     validated,
 )
 from gradmem_bench.errors import UserError, did_you_mean
-from gradmem_bench.loading import load_backbone
+from gradmem_bench.loading import built_in_backbones, load_backbone
 from gradmem_bench.methods.base import MemoryMethod
 from gradmem_bench.plan import Options, Plan
 from gradmem_bench.registry import Entry, load_object, located, method_recipe
@@ -149,7 +149,10 @@ def resolve(method: Entry, task: Entry, options: Options, known: Known | None = 
         )
     known = known or Known()
     loaded_task = known.task(Path(task.target), sections["task"])
-    unnamed = f"The task {loaded_task.name} names no backbone of its own; give one with --backbone."
+    unnamed = (
+        f"The task {loaded_task.name} names no backbone of its own; give one with --backbone: a hub id, a folder, or "
+        f"what is built in ({', '.join(built_in_backbones())})."
+    )
     backbone = chosen.backbone(loaded_task.metadata.get("backbone", {}), unnamed)
     shape = known.shape(backbone, loaded_task)
     method_class.check(shape)

@@ -77,6 +77,11 @@ def recorded_name(name: str) -> str:
     return place.resolve().name if place.is_dir() else name
 
 
+def built_in_backbones() -> list[str]:
+    """The pretrained ones that come with the package, by name."""
+    return sorted(path.parent.name for path in recipe_folder("backbone").glob("*/config.json"))
+
+
 def own_folder(name: str) -> Path | None:
     """The folder of the user's that `name` stands for; `None` for what is built in, a hub id and a random shape."""
     folder = Path(_place(name))
@@ -207,7 +212,8 @@ def _pretrained(config: BackboneConfig, where: str, device: str) -> Backbone:
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"The backbone '{config.name}' is no folder with a config.json and safetensors weights, no hub id that can "
-            f"be reached from here, and no random shape such as llama-2x64 or gpt2-12x768 ({_first_line(error)})"
+            f"be reached from here, not built in as {' and '.join(built_in_backbones())} are, and no random shape such "
+            f"as llama-2x64 or gpt2-12x768 ({_first_line(error)})"
         ) from None
     if missing:
         # transformers would draw them at random.

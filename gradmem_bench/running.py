@@ -367,6 +367,7 @@ def _record(
         costs=costs,
         capacity=capacity(plan.task, metrics["exact_match"], footprint.state_bytes.mean),
         training=training,
+        seed=options.seed,
         environment=environment(str(evaluator.backbone.device), options.dtype),
     )
     return record.model_copy(update={"seal": seal(rows, record)})

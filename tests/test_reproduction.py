@@ -323,3 +323,24 @@ def test_what_a_user_brings_is_made_and_found_again(tmp_path, local_task, local_
     assert {(record.method.name, record.method.parameters["memory_vectors"]) for record in records} == {("mine", 3)}
     again = command("reproduce", path, "--output", tmp_path / "runs", "--dry-run").output
     assert "0 of 2 runs to make" in again
+
+
+def test_what_is_not_trained_is_found_again(tmp_path):
+    experiment = json.loads(json.dumps(EXPERIMENT))
+    scale = experiment["scales"]["tiny"]
+    scale["runs"] = [{"name": "untrained", "method": "mean_pool", "settings": {"memory_vectors": 2}}]
+    scale |= {"seeds": [0, 1], "settings": scale["settings"] | {"training.steps": 0}}
+    path, runs = tmp_path / "untrained.yaml", tmp_path / "runs"
+    path.write_text(yaml.dump(experiment))
+    done = command("reproduce", path, "--output", runs)
+    assert done.code == 0 and "0 of 2 scores missing" in " ".join(done.output.split())
+    assert {(record.training, record.seed) for record in find_records([runs]).values()} == {(None, 0), (None, 1)}
+    assert "0 of 2 runs to make" in command("reproduce", path, "--output", runs, "--dry-run").output
+
+    # Neither another seed nor a training is answered by them.
+    scale["seeds"] = [0, 2]
+    path.write_text(yaml.dump(experiment))
+    assert "1 of 2 runs to make" in command("reproduce", path, "--output", runs, "--dry-run").output
+    scale["settings"]["training.steps"] = 1
+    path.write_text(yaml.dump(experiment))
+    assert "2 of 2 runs to make" in command("reproduce", path, "--output", runs, "--dry-run").output

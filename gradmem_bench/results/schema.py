@@ -258,6 +258,9 @@ class RunRecord(Part):
     """Bits recalled per state byte; `None` where the task's values are not known to be independent and uniform."""
     training: TrainingRecord | None
     """Training; `None` for a method that was not trained."""
+    seed: int | None = None
+    """Seed of all that was drawn, weights of a method or of a random backbone among it; `None` in a record from before
+    it was kept, where the training's own is the same."""
     environment: Environment
     """The machine and the libraries."""
     seal: Seal | None = None
