@@ -17,8 +17,11 @@ import pytest
 from commands import command
 from environments import Environment
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
+BELOW = ("*.md", "docs/*.md", "leaderboards/**/*.md", "backbones/*/*.md")
+LINKED = [page for below in BELOW for page in sorted(ROOT.glob(below))]
 BLOCK = re.compile(r"(?:<!-- (?P<needs>needs [^\n]*) -->\n)?^```(?P<language>\w+)\n(?P<body>.*?)^```$", re.M | re.S)
 FILE = re.compile(r"# (?P<path>[\w./-]+/[\w.-]+\.\w+)\n")
 TINY = ["--limit=6", "--device=cpu"]
@@ -109,10 +112,21 @@ def test_every_command_of_a_page_runs(page, folder, environment, request, monkey
         pytest.skip(f"all but {len(skipped)} of its blocks were run: {'; '.join(skipped)}")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
+def anchors(page: Path) -> set[str]:
+    """What `#...` may name in a page."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
+    heads = re.findall(r"^#+ (.*)$", text, re.M)
+    return {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", LINKED, ids=[str(page.relative_to(ROOT)) for page in LINKED])
 def test_every_link_of_a_page_leads_somewhere(page):
-    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
-        assert target.startswith("https://") or (page.parent / target).exists(), target
+    for target, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", page.read_text()):
+        if target.startswith("https://"):
+            continue
+        found = page.parent / target if target else page
+        assert found.exists(), target
+        assert not anchor or anchor in anchors(found), anchor
 
 
 def test_the_laws_are_those_of_the_page():

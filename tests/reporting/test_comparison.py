@@ -75,7 +75,7 @@ def test_seeds_that_went_on_from_checkpoints_are_one_row_though_only_the_last_st
         "gradmem": 3,
         "gradmem (evaluation_inner_steps 30)": 3,
     }
-    # As leaderboards/README.md has it from the whole folder.
+    # As leaderboards/fig3/README.md has it from the whole folder.
     found = rows["gradmem (evaluation_inner_steps 30)"]
     gain = [found[f"exact_match_difference{end}"] for end in ("", "_low", "_high", "_p")]
     assert [round(number, 3) for number in gain] == [0.031, 0.009, 0.053, 0.026]
