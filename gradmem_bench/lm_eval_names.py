@@ -58,11 +58,13 @@ def task_file(name: str) -> Path:
     Raises:
         UserError: lm-eval is not installed, or has no such task, or means a group.
     """
-    if Path(name).suffix in (".yaml", ".yml"):
-        return Path(name)
     found = find_spec("lm_eval")
     if found is None:
         raise UserError(f"--task {PREFIX}{name} needs lm-eval: pip install 'gradmem-bench[lm-eval]'.")
+    if Path(name).suffix == ".yml":
+        raise UserError(f"lm-eval finds tasks in files that end in .yaml alone; rename {name}.")
+    if Path(name).suffix == ".yaml":
+        return Path(name)
     if name in KNOWN and KNOWN[name].file.startswith(OWN):
         return Path(__file__).parent / "tasks" / KNOWN[name].file.removeprefix(OWN)
     if name in KNOWN:

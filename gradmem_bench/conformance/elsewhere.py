@@ -26,7 +26,7 @@ from gradmem_bench.conformance.subject import Subject, answers, write
 from gradmem_bench.methods.base import MemoryMethod
 
 # After the import of torch a fork is safe on Linux alone; elsewhere each request starts a process.
-_FORKS = sys.platform == "linux"
+_FORKS = sys.platform == "linux" and hasattr(os, "fork")
 
 
 class Elsewhere:
@@ -77,6 +77,9 @@ class Elsewhere:
             self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()
             self.process.stdout.readline()
+            if not _FORKS:
+                # It ends with its first answer; to a process that is about to, no other request is sent.
+                self.process.wait()
             return json.loads(reply.read_text())
         except (OSError, ValueError):
             last = [line for line in self.errors.read_text(errors="replace").splitlines() if line.strip()][-1:]

@@ -4,6 +4,7 @@ lm-eval 0.4.13 reads no entry points; a later one finds the model by this packag
 """
 
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -49,7 +50,7 @@ def run(arguments: Sequence[str]) -> None:
     try:
         # The parser reads, and may add to, sys.argv.
         given = HarnessCLI().parse_args()
-        names, folder = getattr(given, "tasks", None), getattr(given, "include_path", None)
+        names, folder = _asked(given)
         if names and not folder:
             folder = str(recipe_folder("task"))
             sys.argv += ["--include_path", folder]
@@ -58,6 +59,18 @@ def run(arguments: Sequence[str]) -> None:
         cli_evaluate()
     finally:
         sys.argv, lm_eval.tasks.TaskManager = typed, manager
+
+
+def _asked(given: Namespace) -> tuple[list[str], str | None]:
+    """The tasks and the folder of more tasks that are named, on the command line or else in the file of --config."""
+    from lm_eval.config.evaluate_config import EvaluatorConfig
+
+    config = getattr(given, "config", None)
+    values = EvaluatorConfig.load_yaml_config(config) if config else {}
+    names = getattr(given, "tasks", None) or values.get("tasks") or []
+    folder = getattr(given, "include_path", None) or values.get("include_path")
+    every = [names] if isinstance(names, str) else names
+    return [name for one in every for name in one.split(",")], folder
 
 
 def _over_local_data(manager: type) -> type:

@@ -7,7 +7,7 @@ one kind share one WRITE.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -150,8 +150,8 @@ class GradmemBench(LM):
                 self._text(requests[place], ids[: most[place]]) for place, ids in zip(places, generated, strict=True)
             ]
 
-        room = max((len(ids) + tokens for ids, tokens in zip(prompts, most, strict=True)), default=0)
-        return self._answered(requests, room, answer)
+        needed = [len(ids) + tokens for ids, tokens in zip(prompts, most, strict=True)]
+        return self._answered(requests, needed, answer)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Of each continuation behind its prompt: its log-likelihood in nats, and whether greedy decoding gives it."""
@@ -164,8 +164,8 @@ class GradmemBench(LM):
         def answer(prefix: Prefix, places: Sequence[int]) -> list[tuple[float, bool]]:
             return self._scored(prefix, [prompts[place] for place in places], [targets[place] for place in places])
 
-        room = max((len(one) + len(other) for one, other in zip(prompts, targets, strict=True)), default=0)
-        return self._answered(requests, room, answer)
+        needed = [len(one) + len(other) for one, other in zip(prompts, targets, strict=True)]
+        return self._answered(requests, needed, answer)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Nats of each text, every token scored once behind its document's state: how well the text is rebuilt.
@@ -182,30 +182,61 @@ class GradmemBench(LM):
                 room = backbone.max_positions - int(prefix.positions[row])
                 if room < 2:
                     raise UserError(f"A state of {int(prefix.positions[row])} positions leaves no room for the text.")
+                if not texts[place]:
+                    totals.append(0.0)
+                    continue
                 pairs = get_rolling_token_windows(texts[place], backbone.end_id, min(room - 1, len(texts[place])), 1)
                 before, after = zip(*map(make_disjoint_window, pairs), strict=True)
                 own = prefix.select(torch.full((len(before),), row, device=prefix.mask.device))
                 totals.append(sum(nats for nats, _ in self._scored(own, before, after)))
             return totals
 
-        return self._answered(requests, 2, answer)
+        return self._answered(requests, [2] * len(requests), answer)
 
     # ---------------------------------------------------------------------------------- WRITE and READ
 
     def _answered(
-        self, requests: Sequence[Instance], room: int, answer: Callable[[Prefix, Sequence[int]], list[Answer]]
+        self,
+        requests: Sequence[Instance],
+        needed: Sequence[int],
+        answer: Callable[[Prefix, Sequence[int]], list[Answer]],
     ) -> list[Answer]:
         """One WRITE a context, then `answer` for a few requests at a time, given by their places.
 
-        The batches are those of `gradmem-bench run`, so that scores are equal to the last digit.
+        The batches are those of `gradmem-bench run`, task by task, so that scores are equal to the last digit.
+
+        Args:
+            needed: positions that each request takes behind its context's state.
         """
-        if self.cache_hook.dbdict is not None and not all(map(lm_eval_cache.is_keyed, requests)):
-            raise UserError("--use_cache: this lm-eval's cache does not tell contexts apart; leave it out.")
-        places: dict[str, list[int]] = {}
+        if self.cache_hook.dbdict is not None:
+            if not all(map(lm_eval_cache.is_keyed, requests)):
+                raise UserError("--use_cache: this lm-eval's cache does not tell contexts apart; leave it out.")
+            if self._truncate:
+                raise UserError(
+                    "--use_cache with truncate_contexts: where a context is cut depends on what is asked beside it, "
+                    "which the cache does not know; leave one of them out."
+                )
+        tasks: dict[str, list[int]] = {}
         for place, request in enumerate(requests):
-            places.setdefault(_context(request), []).append(place)
+            tasks.setdefault(request.task_name or "", []).append(place)
         answers: dict[int, Answer] = {}
-        for batch in self.evaluator.batches(self._encoded(list(places), room)):
+        for own in tasks.values():
+            places: dict[str, list[int]] = {}
+            for place in own:
+                places.setdefault(_context(requests[place]), []).append(place)
+            encoded = self._encoded(list(places), max(needed[place] for place in own))
+            answers |= self._read(encoded, places, answer)
+        return [answers[place] for place in range(len(requests))]
+
+    def _read(
+        self,
+        encoded: Sequence[EncodedDocument],
+        places: Mapping[str, Sequence[int]],
+        answer: Callable[[Prefix, Sequence[int]], list[Answer]],
+    ) -> dict[int, Answer]:
+        """What is answered to the requests at these places, by context."""
+        answers: dict[int, Answer] = {}
+        for batch in self.evaluator.batches(encoded):
             written = self.evaluator.write(batch, reconstruct=False)
             asked = [
                 (document.document.context, state, place)
@@ -220,7 +251,7 @@ class GradmemBench(LM):
                     self._written[fingerprint(context)]["read_positions"] = positions
                 chosen = [place for _, _, place in some]
                 answers.update(zip(chosen, answer(prefix, chosen), strict=True))
-        return [answers[place] for place in range(len(requests))]
+        return answers
 
     def _chunks(self, asked: list[Any]) -> Iterator[list[Any]]:
         for first in range(0, len(asked), self.evaluator.batch_size):

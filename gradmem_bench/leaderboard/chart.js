@@ -15,8 +15,10 @@ const chart = (() => {
     "M0 6.5L6.5-5H-6.5Z", "M-2-6.5H2V-2H6.5V2H2V6.5H-2V2H-6.5V-2H-2Z", "M0-7L6.7-2.2L4.1 5.7H-4.1L-6.7-2.2Z",
     "M-6.5-3.2H6.5V3.2H-6.5Z",
   ];
+  // From the ninth method on a colour comes again, with another shape.
   const colour = (method) => colours[methods.indexOf(method) % colours.length];
-  const shape = (method) => shapes[methods.indexOf(method) % shapes.length];
+  const turns = (place) => place + Math.floor(place / colours.length);
+  const shape = (method) => shapes[turns(methods.indexOf(method)) % shapes.length];
   const svg = (name, attributes, parent) => {
     const element = document.createElementNS("http://www.w3.org/2000/svg", name);
     for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);

@@ -62,8 +62,8 @@ class TruncatedText(MemoryMethod):
         size = min(context_bytes, context_bytes if parameters.max_bytes is None else parameters.max_bytes)
         tokens = min(context_tokens, context_tokens if parameters.max_tokens is None else parameters.max_tokens)
         if parameters.max_bytes is not None:
-            # A token of the text has at least one byte of it.
-            tokens = min(tokens, start + parameters.max_bytes)
+            # A token of the text has at least one byte of it, but for the mark of a word's beginning.
+            tokens = min(tokens, start + 1 + parameters.max_bytes)
         return Footprint(size, max(tokens, start), 0, vectors=())
 
     @classmethod

@@ -57,7 +57,7 @@ def score_axis(axes: Axes, name: str, scores: Iterable[float]) -> None:
     axes.set_axisbelow(True)
 
 
-def doubling_axis(axes: Axes, places: Iterable[int]) -> None:
+def doubling_axis(axes: Axes, places: Iterable[float]) -> None:
     """A logarithmic axis across, to the base 2, with a tick at each of the places and nowhere else."""
     ticks = sorted(places)
     axes.set_xscale("log", base=2)
@@ -66,7 +66,7 @@ def doubling_axis(axes: Axes, places: Iterable[int]) -> None:
     axes.xaxis.set_major_formatter(FixedFormatter([str(tick) for tick in ticks]))
 
 
-def side_by_side(axes: Axes, places: Iterable[int], count: int) -> list[float]:
+def side_by_side(axes: Axes, places: Iterable[float], count: int) -> list[float]:
     """A doubling axis with a grey band around each place, and what a place is times for each of so many series."""
     doubling_axis(axes, places)
     ticks = [tick for tick in axes.get_xticks() if tick > 0] or [1]

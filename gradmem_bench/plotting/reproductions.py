@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedFormatter
 
 from gradmem_bench.plotting.parts import (
     METHOD,
@@ -34,7 +35,7 @@ def _curves(title: str, table: Sequence[Line], metric: str) -> Figure | None:
     """Score against the one axis that the rows have, the mean over seeds with each of them; the paper's hollow."""
     by_name: dict[str, list[Line]] = {}
     for line in table:
-        if len(line.setting) == 1 and isinstance(_place(line), int):
+        if len(line.setting) == 1 and type(_place(line)) is int and _place(line) >= 0:
             by_name.setdefault(line.name, []).append(line)
     shown = [line for own in by_name.values() for line in own]
     across = {key for line in shown for key in line.setting}
@@ -46,11 +47,16 @@ def _curves(title: str, table: Sequence[Line], metric: str) -> Figure | None:
     roles = {name: _role(own) for name, own in by_name.items()}
     looks = looks_of(name for name, role in roles.items() if role == "method")
     order = sorted(by_name, key=lambda name: (roles[name] != "method", name))
-    for name, side in zip(order, side_by_side(axes, {_place(line) for line in shown}, len(order)), strict=True):
+    values = sorted({_place(line) for line in shown})
+    # On a doubling axis zero has no place; here it is the one before all others.
+    at = {value: value or next(filter(None, values), 1) / 2 for value in values}
+    sides = side_by_side(axes, at.values(), len(order))
+    axes.xaxis.set_major_formatter(FixedFormatter(list(map(str, values))))
+    for name, side in zip(order, sides, strict=True):
         look = looks[name] | METHOD if name in looks else REFERENCES[roles[name]]
         made = [line for line in by_name[name] if line.scores(metric)]
         if made:
-            xs = [_place(line) * side for line in made]
+            xs = [at[_place(line)] * side for line in made]
             seeds = [list(line.scores(metric).values()) for line in made]
             means = list(map(fmean, seeds))
             bars = error_bars(means, [line.interval(metric) for line in made])
@@ -59,7 +65,7 @@ def _curves(title: str, table: Sequence[Line], metric: str) -> Figure | None:
                 if len(scores) > 1:
                     axes.scatter([x] * len(scores), scores, s=9, color=look["color"], zorder=4)
             drawn += means
-        paper = [(_place(line) * side, line.paper.value) for line in by_name[name] if line.paper]
+        paper = [(at[_place(line)] * side, line.paper.value) for line in by_name[name] if line.paper]
         if paper:
             published = True
             # A ceiling's stroke could not be hollow.

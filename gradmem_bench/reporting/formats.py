@@ -81,7 +81,7 @@ def _latex_line(cells: Iterable[str]) -> str:
 def _flat(row: Row) -> dict[str, Any]:
     """Every number of a row and what it depends on, unrounded, in seconds and bytes; means over the seeds."""
     record = row.record
-    task, backbone, environment = record.task, record.backbone, record.environment
+    task, backbone = record.task, record.backbone
     values: dict[str, Any] = {
         "task": task.name,
         "task_version": task.version,
@@ -136,14 +136,25 @@ def _flat(row: Row) -> dict[str, Any]:
         "data_location": task.source.location,
         "data_revision": task.source.revision,
         "data_hash": task.source.content_hash,
-        "device": environment.device,
-        "dtype": environment.dtype,
-        "code_version": record.code.version,
-        "code_commit": record.code.commit,
-        "code_dirty": record.code.dirty,
+        "device": _each(one.environment.device for one in row.records),
+        "dtype": _each(one.environment.dtype for one in row.records),
+        "code_version": _each(one.code.version for one in row.records),
+        "code_commit": _each(one.code.commit for one in row.records),
+        "code_dirty": _any(one.code.dirty for one in row.records),
         "config_hashes": " ".join(one.config_hash for one in row.records),
         "run_ids": " ".join(one.run_id for one in row.records),
     }
+
+
+def _each(values: Iterable[str | None]) -> str | None:
+    """What the seeds have, each once and in their order."""
+    return "; ".join(dict.fromkeys(value for value in values if value is not None)) or None
+
+
+def _any(values: Iterable[bool | None]) -> bool | None:
+    """Whether one of the seeds' is; unknown where none is known."""
+    known = [value for value in values if value is not None]
+    return any(known) if known else None
 
 
 def _by_seed(scores: Iterable[float | None]) -> str:

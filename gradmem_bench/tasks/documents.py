@@ -173,7 +173,9 @@ class Documents(SplitTask):
             else:
                 key, targets = "doc_to_target", render_target(row, where)
                 shown = f"and gives {targets!r}"
-            targets = (targets,) if isinstance(targets, str) else tuple(targets or ())
+            # A mapping, or what has no parts, is no list of texts: a mapping's keys would be taken for answers.
+            several = tuple(targets) if isinstance(targets, list | tuple) else ()
+            targets = (targets,) if isinstance(targets, str) else several
             if not targets or not all(isinstance(target, str) and target for target in targets):
                 asked = "'targets' (or 'target')" if render_target is None and key == "target" else f"'{key}'"
                 raise UserError(f"{where}: {asked} should hold a text or a list of texts, {shown}.")
@@ -184,6 +186,10 @@ class Documents(SplitTask):
             text = render_text(row, where)
             if not isinstance(text, str):
                 raise UserError(f"{where}: doc_to_text should give a text, and gives {text!r}.")
+            if context in text:
+                raise UserError(
+                    f"{where}: the query holds the context, which is removed before it is asked; leave it out."
+                )
             queries.setdefault(context, []).append(Query(identity, text, targets))
         if not queries:
             raise UserError(f"{found.location}: no document is left after process_docs.")
@@ -196,7 +202,14 @@ class Documents(SplitTask):
             return None
         if isinstance(declared, FunctionReference):
             function = resolve_function(declared, self._beside, f"{self._where}: {key}")
-            return lambda row, where: function(row)
+
+            def call(row: Row, where: str) -> Any:
+                try:
+                    return function(row)
+                except KeyError as error:
+                    raise UserError(f"{where} has no column {error}, which {key} ({declared}) needs.") from error
+
+            return call
         make = renderer(declared, key, self._where)
         if key == "doc_to_text" and "context" in columns(declared):
             raise UserError(
@@ -232,7 +245,7 @@ def resolve_function(reference: str, folder: Path | None, where: str) -> Callabl
         else:
             module = importlib.import_module(module_name)
         return getattr(module, name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, SyntaxError) as error:
         raise UserError(f"{where} names the function '{reference}', which cannot be imported ({error}).") from error
 
 

@@ -96,7 +96,9 @@ class LmEvalTask(SplitTask):
         metadata = self.settings.metadata
         try:
             manager = TaskManager(include_path=str(self._file.parent), include_defaults=False, metadata=metadata)
-            keys = local_data(manager.task_index[self._name].cfg)
+            keys = local_data(load_yaml(self._file))
+            if keys:
+                self._check_found(manager.task_index[self._name].yaml_path)
             # A group is lm-eval's own way to change keys of a task; its members are found by name.
             changed = {"group": "changed", "task": [{"task": self._name, **keys}]}
             loaded = manager.load([changed if keys else str(self._file)])
@@ -110,6 +112,14 @@ class LmEvalTask(SplitTask):
         task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=0)
         return task
+
+    def _check_found(self, found: Path) -> None:
+        """Raises UserError where lm-eval, which looks a task up by its name, would take another file's."""
+        if found.resolve() != self._file.resolve():
+            raise UserError(
+                f"{found} declares a task '{self._name}' as well, which lm-eval would take for that of {self._file}; "
+                "give one of them another name, or a folder of its own."
+            )
 
     def _request(self, doc: dict[str, Any], where: str) -> "list[Instance]":
         """What lm-eval would ask of a document: one generation, or a log-likelihood for each choice."""
@@ -277,6 +287,9 @@ def local_data(config: dict[str, Any]) -> dict[str, Any]:
     found = {split: str(file) for split, file in files.items() if file}
     if not found:
         return {}
+    if len({Path(file).suffix == ".parquet" for file in found.values()}) > 1:
+        here = ", ".join(found.values())
+        raise UserError(f"lm-eval reads all splits of a data set in one format; here are {here}.")
     kind = "parquet" if next(iter(found.values())).endswith(".parquet") else "json"
     # As in tasks of this package's own: a split that the folder lacks counts as not declared.
     missing = {

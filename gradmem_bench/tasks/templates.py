@@ -28,6 +28,8 @@ def renderer(text: str, key: str, declared_in: str) -> Callable[[dict[str, Any],
             return template.render(**row)
         except UndefinedError as error:
             raise UserError(f"{where}: {key} is '{text}', but {error}; columns: {', '.join(row)}.") from None
+        except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
+            raise UserError(f"{where}: {key} is '{text}', which fails here: {error}.") from None
 
     return render
 

@@ -7,6 +7,7 @@ import torch
 from cheats import DetachesItsState, KeepsOnItself, LeavesItsBudgetUnused
 from commands import command
 
+from gradmem_bench.conformance import elsewhere, traces
 from gradmem_bench.conformance.check import LAWS
 from gradmem_bench.errors import UserError
 from gradmem_bench.methods.mean_pool import MeanPool
@@ -36,6 +37,18 @@ def test_a_cheat_in_the_test_s_own_file_is_found_by_another_process():
 
 class KeepsOnItselfHere(KeepsOnItself):
     """It stands in a test's file, which is no module of any path."""
+
+
+def test_where_no_process_can_be_forked_each_request_has_one_of_its_own(tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text("import os\ndel os.fork\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(elsewhere, "_FORKS", False)
+    other = elsewhere.Elsewhere()
+    monkeypatch.setattr(traces, "elsewhere", lambda: other)
+    first = other.process
+    found = {one.law.name: one for one in findings(MeanPool, {"memory_vectors": 4}, BACKBONE)}
+    other.close()
+    assert (found["isolation"].outcome, other.process is first) == ("pass", False), found["isolation"].sentence
 
 
 def test_a_class_inside_a_function_is_not_tried_in_another_process():

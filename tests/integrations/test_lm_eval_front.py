@@ -66,10 +66,16 @@ def test_the_folder_of_tasks_is_that_of_the_built_in_ones():
     assert (folder / "squad_removed.yaml").is_file()
 
 
-def test_the_front_knows_the_built_in_tasks():
+@pytest.mark.parametrize("where", ["on the command line", "in a file"])
+def test_the_front_knows_the_built_in_tasks(tmp_path, where):
+    named = ["--tasks", "kv_small"]
+    if where == "in a file":
+        config = tmp_path / "asked.yaml"
+        config.write_text("tasks: [kv_small]\n")
+        named = ["--config", config]
     done = command(
-        "lm-eval", "--model=gradmem_bench", "--model_args=method=no_memory,backbone=kv_recall", "--tasks", "kv_small",
-        "--limit=4", "--device=cpu",
+        "lm-eval", "--model=gradmem_bench", "--model_args=method=no_memory,backbone=kv_recall", *named, "--limit=4",
+        "--device=cpu",
     )  # fmt: skip
     assert done.code == 0, done.errors
     assert "kv_small" in done.output and "exact_match" in done.output

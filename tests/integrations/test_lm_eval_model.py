@@ -297,6 +297,37 @@ def test_a_context_that_does_not_fit_is_cut_where_that_is_allowed(local_model, t
     assert lm.get_model_info()["read_positions"]["max"] == 122
 
 
+def test_what_another_task_asks_does_not_cut_a_context(local_model, tmp_path):
+    from lm_eval.api.instance import Instance
+
+    def request(task: str, most: int) -> Instance:
+        arguments = ("?!a:", {"until": [], "max_gen_toks": most})
+        return Instance("generate_until", {"context": "a" * 130}, arguments, 0, metadata=(task, 0, 1))
+
+    lm = model("full_kv", backbone=str(local_model), truncate_contexts=True)
+    alone = lm.generate_until([request("short", 2)])
+    positions = lm.get_model_info()["read_positions"]["max"]
+    together = lm.generate_until([request("short", 2), request("long", 40)])
+    assert positions == 122 and together[0] == alone[0]
+    # What is written last is the other task's.
+    assert lm.get_model_info()["read_positions"]["max"] == 128 - 4 - 40
+
+
+def test_a_cut_context_is_not_cached(local_model, tmp_path):
+    lm = model("full_kv", backbone=str(local_model), truncate_contexts=True)
+    with pytest.raises(UserError, match="--use_cache with truncate_contexts"):
+        cached(lm, ten_contexts(tmp_path), tmp_path)
+
+
+def test_an_empty_text_costs_nothing_to_rebuild(local_model):
+    from lm_eval.api.instance import Instance
+
+    lm = model("full_kv", backbone=str(local_model))
+    requests = [Instance("loglikelihood_rolling", {"context": "!a:b!|"}, (text,), 0) for text in ("", "!a:b!|")]
+    empty, text = lm.loglikelihood_rolling(requests)
+    assert empty == 0.0 and text < 0
+
+
 @pytest.mark.parametrize(
     "method, arguments, sentence",
     [

@@ -49,6 +49,18 @@ def points(axes) -> dict[tuple, list[tuple[float, float]]]:
     return {look: sorted(own) for look, own in found.items()}
 
 
+def test_zero_has_a_place_of_its_own_and_a_choice_is_no_number(tmp_path):
+    table = [line(tmp_path, "gradmem", {"tokens": tokens}, [right]) for tokens, right in ((0, 6), (2, 30), (4, 60))]
+    [axes] = picture(experiment("rows"), table).axes
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0", "2", "4"]
+    [own] = marks(axes).values()
+    left, right = axes.get_xlim()
+    assert [score for _, score in own] == [0.1, 0.5, 1.0]
+    assert left < own[0][0] < own[1][0] < own[2][0] < right
+    switched = [line(tmp_path, "rmt", {"residual": choice}, [6]) for choice in (False, True)]
+    assert picture(experiment("rows"), switched) is None
+
+
 def test_the_means_are_joined_with_their_intervals_and_every_seed_has_a_dot(tmp_path):
     table = [
         line(tmp_path, "gradmem", {"pairs": 2}, [30, 60], paper=0.25),

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 from comparisons import caption, changed, drawn, tables
-from records import ENVIRONMENT, PASSED, TASK, TRAINING, demo_records, measured_costs, metric, run_record
+from records import ENVIRONMENT, PASSED, TASK, TRAINING, demo_records, measured_costs, metric, run_record, write_run
 
 from gradmem_bench.config import Budget
 from gradmem_bench.reporting.comparison import comparison
 from gradmem_bench.reporting.formats import to_csv, to_json, to_latex, to_markdown
-from gradmem_bench.results import Capacity
+from gradmem_bench.results import Capacity, read_examples
 
 
 def test_rows_stand_from_ceiling_to_floor_and_are_normalised_between_them():
@@ -212,6 +212,15 @@ def test_csv_and_json_carry_the_numbers_unrounded():
     assert values[1]["rows"][1]["exact_match"] == 473 / 512
     assert values[1]["rows"][1]["token_accuracy"] is None
     assert values[1]["caption"] == list(tables[1].caption)
+
+
+def test_a_row_of_several_seeds_tells_where_each_was_run_and_whether_one_was_of_changed_code(tmp_path):
+    two = [write_run(tmp_path / f"gradmem-{seed}", [True, False] * 20, queries=4, seed=seed) for seed in (0, 1)]
+    two[1] = changed(two[1], environment=changed(ENVIRONMENT, device="cuda"), code=changed(two[1].code, dirty=True))
+    made = comparison(two, examples=lambda record: read_examples(tmp_path / record.run_id))
+    [row] = csv.DictReader(io.StringIO(to_csv(made)))
+    assert (row["n_seeds"], row["device"], row["code_dirty"]) == ("2", f"{ENVIRONMENT.device}; cuda", "True")
+    assert row["code_commit"] == two[0].code.commit
 
 
 def test_markdown_is_a_grid_of_equal_rows():

@@ -295,6 +295,35 @@ def test_a_query_that_holds_its_context_is_refused(tmp_path, text):
         local_task(tmp_path, doc_to_text=text).documents("test")
 
 
+@pytest.mark.parametrize(
+    ("row", "declared", "message"),
+    [
+        ({"target": {"text": ["Rome"], "answer_start": [3]}}, {}, "line 1: 'targets' .* and holds {'text'"),
+        ({"answers": {"text": ["Rome"]}}, {"doc_to_target": "answers"}, "'doc_to_target' should hold .* gives {'text'"),
+        ({"target": 7}, {}, "'targets' .* should hold a text or a list of texts, and holds 7"),
+        ({"targets": True}, {}, "'targets' should hold a text or a list of texts, and holds True"),
+        ({"target": "Rome"}, {"doc_to_text": "{{query + 3}}"}, "line 1: doc_to_text is '{{query \\+ 3}}', which fails"),
+        ({"target": "Rome", "query": "Ann is in Rome. Where is Ann?"}, {}, "line 1: the query holds the context"),
+    ],
+)
+def test_what_is_no_answer_and_no_query_is_told_with_its_line(tmp_path, row, declared, message):
+    rows = [{key: value for key, value in ROWS[0].items() if key != "target"} | row]
+    with pytest.raises(UserError, match=message):
+        local_task(tmp_path, lines(rows), **declared).documents("test")
+
+
+def test_a_function_that_needs_a_column_and_a_file_that_is_no_python_are_named(tmp_path):
+    local_task(tmp_path)
+    path = tmp_path / "mine.yaml"
+    path.write_text(path.read_text() + "doc_to_text: !function asks.ask\n")
+    (tmp_path / "asks.py").write_text("def ask(doc):\n    return doc['question']\n")
+    with pytest.raises(UserError, match="line 1 has no column 'question', which doc_to_text \\(asks.ask\\) needs"):
+        load_task(path).documents("test")
+    (tmp_path / "asks.py").write_text("def ask(doc)\n")
+    with pytest.raises(UserError, match="doc_to_text names the function 'asks.ask', which cannot be imported"):
+        load_task(path).documents("test")
+
+
 def test_a_query_is_seen_where_train_has_it_with_its_context_and_what_is_held_out_is_not_train(folder):
     train = stories(40)
     again = [train[index] | {"target": "whatever"} for index in range(0, 80, 3)]

@@ -248,6 +248,31 @@ def test_a_task_is_told_from_one_of_its_name_by_what_it_declares_and_by_its_func
     assert hashes().whole != longer.whole
 
 
+def test_another_file_of_that_name_beside_it_and_splits_of_two_formats_are_not_taken(tmp_path, data):
+    rows = [{"text": "Ann is in Rome.", "ask": "Where is Ann?", "answer": "Rome"}]
+    data("talks", test=rows)
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    keys = "task: talk\ndataset_path: talks\ntest_split: test\ndoc_to_target: answer\n"
+    for name, words in (("a_first", "OLD"), ("b_mine", "NEW")):
+        (folder / f"{name}.yaml").write_text(keys + f'doc_to_text: "{{{{text}}}} {words} {{{{ask}}}}"\n')
+    with pytest.raises(UserError, match="a_first.yaml declares a task 'talk' as well.*b_mine.yaml; give one of them"):
+        load(f"lm_eval:{folder / 'b_mine.yaml'}", context="text").documents("test")
+    (folder / "a_first.yaml").unlink()
+    [document] = load(f"lm_eval:{folder / 'b_mine.yaml'}", context="text").documents("test")
+    assert document.queries[0].text == "NEW Where is Ann?"
+
+    (folder / "b_mine.yaml").write_text((folder / "b_mine.yaml").read_text() + "training_split: train\n")
+    (tmp_path / "data" / "talks" / "train.parquet").write_bytes(b"")
+    with pytest.raises(UserError, match="all splits of a data set in one format; here are .*test.jsonl.*train.parquet"):
+        load(f"lm_eval:{folder / 'b_mine.yaml'}", context="text").documents("test")
+
+
+def test_a_file_that_lm_eval_would_not_find_is_refused():
+    with pytest.raises(UserError, match="files that end in .yaml alone; rename talk.yml"):
+        load("lm_eval:talk.yml")
+
+
 def test_an_unknown_name_is_told_before_anything_else():
     with pytest.raises(UserError, match="no key 'contexts'. Did you mean 'context'"):
         load("lm_eval:drop", contexts="{{passage}}")
