@@ -111,10 +111,8 @@ def _agree(found: Mapping[str, Any], expected: Mapping[str, Any], defaults: Mapp
 def expected_of(run: Run, known: Known) -> dict[str, Any]:
     """What a record of this run says of itself; raises UserError for a name or a setting that is wrong."""
     entry = resolve("method", run.method)
-    started = run.start.assignments(entry.name) if run.start else ()
-    # A checkpoint brings the parameters of its method, and nothing else.
-    brought = [one for one in started if one.startswith(f"{entry.name}.")]
-    chosen = choose(entry, Options(backbone=run.backbone, settings=(*brought, *run.assignments(entry.name))))
+    settings = (*run.inherited(entry.name), *run.assignments(entry.name))
+    chosen = choose(entry, Options(backbone=run.backbone, settings=settings))
     task = known.task(Path(located(resolve("task", run.task)).target), chosen.sections["task"])
     training = merge(task.metadata.get("training", {}), merge(chosen.recipe.training, chosen.sections["training"]))
     unnamed = f"The task {task.name} names no backbone of its own; give '{run.name}' one."

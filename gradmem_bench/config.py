@@ -8,7 +8,7 @@ import json
 import re
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -36,7 +36,8 @@ def validated(model: type[Model], values: dict[str, Any], where: str) -> Model:
     *parents, key = problem["loc"] or [""]
     name = ".".join(str(part) for part in problem["loc"])
     message = problem["msg"].removeprefix("Value error, ")
-    message = f"{message[:1].lower()}{message[1:]}"
+    # A list is what a person writes for it.
+    message = f"{message[:1].lower()}{message[1:]}".replace("a valid tuple", "a list")
     if problem["type"] == "extra_forbidden":
         known = _keys(model, parents)
         raise UserError(f"{where} has no key '{name}'.{did_you_mean(str(key), known)}")
@@ -50,13 +51,18 @@ def validated(model: type[Model], values: dict[str, Any], where: str) -> Model:
 def _keys(model: Any, parents: list[str | int]) -> list[str]:
     """The keys that the model at `parents` inside `model` takes, as a person writes them."""
     for part in parents:
-        if isinstance(part, str):
+        if isinstance(part, str) and hasattr(model, "model_fields"):
             field = {info.alias or name: info for name, info in model.model_fields.items()}.get(part)
             model = field.annotation if field else None
-        # Inside `X | None` and `tuple[X, ...]` it is X that has keys.
+            if get_origin(model) is dict:
+                # Of a mapping the next part is a key, whatever it is called.
+                continue
+        # Inside `X | None`, `tuple[X, ...]` and `dict[str, X]` it is X that has keys.
         model = next((inner for inner in (model, *get_args(model)) if hasattr(inner, "model_fields")), None)
         if model is None:
             return []
+    if not hasattr(model, "model_fields"):
+        return []
     return [info.alias or name for name, info in model.model_fields.items()]
 
 

@@ -112,6 +112,10 @@ def choose(method: Entry, options: Options) -> Chosen:
         if isinstance(part, dict) and name not in parameters:
             section = did_you_mean(name, {*_SECTIONS, *parameters})
             raise UserError(f"'{name}.{next(iter(part), '')}': there is no section '{name}'.{section}")
+    for section, model in (("training", TrainingConfig), ("backbone", BackboneConfig)):
+        if misplaced := [name for name in given if name in model.model_fields and name not in parameters]:
+            key = misplaced[0]
+            raise UserError(f"method '{recipe.name}' has no key '{key}'. Did you mean '{section}.{key}'?")
     if options.backbone is not None:
         sections["backbone"] = {"name": options.backbone} | sections["backbone"]
     checkpoint, about = None, {}

@@ -137,6 +137,7 @@ def measure(
         batch_size=len(sample.documents),
         context_tokens=sum(lengths) / len(lengths),
         answer_tokens=sample.answer_tokens,
+        whole_answers=True,
         write=write,
         read=own.read,
         reread_text=reread_text,

@@ -7,6 +7,9 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from gradmem_bench.archive import Archive
 from gradmem_bench.checkpoints import METHOD_FILE
@@ -43,8 +46,8 @@ class Maker:
         reasons: Counter[str] = Counter()
         with self.display.working("whether each run can be made"):
             refused = self.refused(runs)
-        for reason, count in refused.items():
-            self.display.note(f"missing ({count} of {len(runs)} runs): {reason}")
+        for reason, ones in refused.items():
+            self.display.note(f"missing ({len(ones)} of {len(runs)} runs, {names_of(ones)}): {reason}")
         for number, run in enumerate(runs, start=1):
             try:
                 plan = self.plan(run)
@@ -78,22 +81,38 @@ class Maker:
                 )
         return self._resolved(run, load)
 
-    def refused(self, runs: Sequence[Run]) -> Counter[str]:
-        """What `make` would return, as far as it shows before anything is trained."""
-        reasons: Counter[str] = Counter()
-        counts = Counter(run.row for run in runs)
-        for run in {one.row: one for one in runs}.values():
+    def refused(self, runs: Sequence[Run]) -> dict[str, list[Run]]:
+        """The runs that cannot be made, by the reason, as far as it shows before anything is trained."""
+        rows: dict[Any, list[Run]] = {}
+        for run in runs:
+            rows.setdefault(run.row, []).append(run)
+        reasons: dict[str, list[Run]] = {}
+        for alike in rows.values():
             try:
-                self._resolved(run, None)
+                self._check(alike[0])
             except UserError as error:
-                reasons[str(error)] += counts[run.row]
+                reasons.setdefault(str(error), []).extend(alike)
         return reasons
+
+    def _check(self, run: Run) -> None:
+        """Raises UserError where the run cannot be made, or cannot start from the one that it is to start from."""
+        plan = self._resolved(run, None)
+        if run.start is None:
+            return
+        own, before = _shapes(plan), _shapes(self._resolved(run.start, None))
+        for name in sorted(own.keys() | before.keys()):
+            mine, theirs = own.get(name, "nothing"), before.get(name, "nothing")
+            if mine != theirs:
+                raise UserError(
+                    f"{run.name} cannot start from {run.start.name}: '{name}' is {theirs} there and {mine} here."
+                )
 
     def _resolved(self, run: Run, load: Path | None) -> Plan:
         method, task = resolve("method", run.method), resolve("task", run.task)
+        inherited = () if load else run.inherited(method.name)
         options = Options(
             backbone=run.backbone,
-            settings=run.assignments(method.name),
+            settings=(*inherited, *run.assignments(method.name)),
             load=load,
             limit=run.limit,
             seed=run.seed,
@@ -105,11 +124,16 @@ class Maker:
         if asked in self._unreadable:
             raise UserError(self._unreadable[asked])
         try:
-            return resolve_plan(method, task, options, self.archive.known)
+            plan = resolve_plan(method, task, options, self.archive.known)
         except UserError as error:
             if "hub" in str(error):
                 self._unreadable[asked] = str(error)
             raise
+        if trained := sorted(run.evaluation.keys() - plan.method_class.evaluation_parameters):
+            raise UserError(
+                f"'{trained[0]}' of {run.name} stands under evaluate, but is part of the training; put it under axes."
+            )
+        return plan
 
     def measure_parts(self, runs: Sequence[Run]) -> None:
         """Measures what the reconstruction loss of each run is made of, where its checkpoint is here."""
@@ -125,6 +149,20 @@ class Maker:
             method = plan.method_class(backbone, plan.parameters).to(self.device)
             with self.display.working(f"reconstruction of {run.name}"):
                 write_parts(method, plan.task, folder, run.limit)
+
+
+def names_of(runs: Sequence[Run]) -> str:
+    """The first rows that these are, for people."""
+    told = [", ".join([run.name, *(f"{key} {value}" for key, value in run.setting.items())]) for run in runs]
+    names = list(dict.fromkeys(told))
+    return "; ".join(names[:3]) + (f"; {len(names) - 3} rows more" if len(names) > 3 else "")
+
+
+def _shapes(plan: Plan) -> dict[str, tuple[int, ...]]:
+    """Of all parameters that a checkpoint of this run has."""
+    with torch.device("meta"):
+        method = plan.method_class(plan.shape, plan.parameters)
+    return {name: tuple(parameter.shape) for name, parameter in method.named_parameters()}
 
 
 def unmeasured(scale: Scale, output: Path) -> list[list[str]]:

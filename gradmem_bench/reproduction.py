@@ -5,13 +5,14 @@ is run for every value. A run that a record already answers for is not made agai
 alone is not trained again, and one that starts from another's checkpoint waits for it.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
 from gradmem_bench.config import StrictModel, load_yaml, validated
 from gradmem_bench.errors import UserError, did_you_mean
@@ -19,10 +20,21 @@ from gradmem_bench.metrics import METRICS
 from gradmem_bench.registry import recipe_folder
 
 SCALES = ("tiny", "small", "paper")
+SECTIONS = ("task", "training", "backbone")
 Settings = dict[str, Any]
 """Dotted keys as `--set` takes them: a parameter of the method, or `task.`, `training.` or `backbone.` and a key."""
 
 # ---------------------------------------------------------------------------------------- experiments
+
+
+def _dotted(settings: dict[str, Any]) -> dict[str, Any]:
+    for key in settings:
+        if key in SECTIONS:
+            raise ValueError(f"'{key}' is a section, whose keys are written with a dot: {key}.KEY")
+    return settings
+
+
+Dotted = Annotated[dict[str, Any], AfterValidator(_dotted)]
 
 
 class Start(StrictModel):
@@ -50,8 +62,8 @@ class Group(StrictModel):
     paper_task: str | None = None
     """The task of the published row, where the scale runs another in its place."""
     backbone: str | None = None
-    settings: Settings = {}
-    axes: dict[str, list[Any]] = {}
+    settings: Dotted = {}
+    axes: Annotated[dict[str, list[Any]], AfterValidator(_dotted)] = {}
     """Dotted keys, each with the values it takes; every combination is trained."""
     evaluate: dict[str, list[Any]] = {}
     """The same for parameters of the evaluation alone; `null` is as trained. They share one training."""
@@ -60,6 +72,13 @@ class Group(StrictModel):
     start: list[Start] = []
     seconds: float | None = None
     """What one training with its evaluations took where the scale says; `None` was not measured."""
+
+    @model_validator(mode="after")
+    def _once(self) -> "Group":
+        for one, other in combinations(("settings", "axes", "evaluate"), 2):
+            if twice := getattr(self, one).keys() & getattr(self, other).keys():
+                raise ValueError(f"'{min(twice)}' of '{self.name}' stands under {one} and under {other}")
+        return self
 
 
 class Scale(StrictModel):
@@ -75,7 +94,7 @@ class Scale(StrictModel):
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     solved_at: float = 0.9
     """The score from which on a seed counts as a success."""
-    settings: Settings = {}
+    settings: Dotted = {}
     """Of every run; a group's own come over them."""
     runs: list[Group] = []
     benchmark: list[list[str]] = []
@@ -171,13 +190,18 @@ class Run:
 
     def assignments(self, method: str) -> tuple[str, ...]:
         """The settings as `--set` takes them, a parameter under the name that the method's recipe has."""
-        import json
-
-        sections = ("task.", "training.", "backbone.")
+        sections = tuple(f"{section}." for section in SECTIONS)
         return tuple(
             f"{key if key.startswith(sections) else f'{method}.{key}'}={json.dumps(value)}"
             for key, value in self.settings.items()
         )
+
+    def inherited(self, method: str) -> tuple[str, ...]:
+        """What the checkpoint that it starts from brings: the parameters of its method, and nothing else."""
+        if self.start is None:
+            return ()
+        own = (one for one in self.start.assignments(method) if one.startswith(f"{method}."))
+        return (*self.start.inherited(method), *own)
 
 
 def expand(scale: Scale) -> list[Run]:
@@ -203,6 +227,11 @@ def expand(scale: Scale) -> list[Run]:
         for rule in group.start:
             if rule.of.items() <= dict(axes).items():
                 other = rule.name or group.name
+                names = {one.name for one in scale.runs}
+                if other not in names:
+                    raise UserError(
+                        f"{group.name} starts from '{other}', which no run is called.{did_you_mean(other, names)}"
+                    )
                 start_axes = tuple((name, rule.at.get(name, dict(axes).get(name))) for name in _axes(other, scale))
                 wanted = (other, group.task, _hashable(start_axes), (), seed)
                 if wanted not in listed:

@@ -18,6 +18,7 @@ from gradmem_bench.config import (
     validated,
 )
 from gradmem_bench.errors import UserError
+from gradmem_bench.reproduction import Experiment
 
 
 def write(path: Path, text: str) -> Path:
@@ -186,6 +187,11 @@ def test_an_assignment_with_broken_yaml_names_its_key():
             TrainingConfig,
             {"curriculum": [{"task": {}}, {"task": {}, "untill": 0.5}]},
             "here has no key 'curriculum.1.untill'. Did you mean 'until'?",
+        ),
+        (
+            Experiment,
+            {"figure": "f", "title": "T", "scales": {"tiny": {"about": "A", "runs": [{"name": "x", "axis": {}}]}}},
+            "here has no key 'scales.tiny.runs.0.axis'. Did you mean 'axes'?",
         ),
         (TrainingConfig, {"steps": -1}, "here: 'steps' is -1, but: input should be greater than or equal to 0."),
         (

@@ -63,7 +63,7 @@ def test_flops_are_those_of_a_count_by_hand(family):
     step = 2 * S * llama.maps + 3 * S * S * llama.pairs + 3 * T * llama.head
     assert costs.write.flops.value == K * step
     # READ: m vectors and the query, then token by token.
-    assert costs.answer_tokens == ANSWER and costs.context_tokens == T
+    assert costs.answer_tokens == ANSWER and costs.whole_answers and costs.context_tokens == T
     assert costs.read.flops.value == llama.answer(m + Q, 0, ANSWER)
 
     # RMT: two passes over memory, context and memory, and a map of width d for each of the last.

@@ -21,7 +21,7 @@ def test_a_figure_without_a_number_of_ours_says_why_once_and_fails(tmp_path):
     path.write_text(yaml.dump(experiment))
     done = command("reproduce", path, "--output", tmp_path / "runs")
     assert done.code == 1
-    progress, _, table = done.output.partition("missing (2):")
+    progress, _, table = " ".join(done.output.split()).partition("missing (2):")
     assert progress.count("There is no method 'rtm'") == table.count("There is no method 'rtm'") == 1
 
 
@@ -43,6 +43,33 @@ def test_what_cannot_be_made_is_told_before_anything_is_trained(tmp_path):
     assert "exact match of 32 queries in 8 contexts a seed, on llama-1x32; 1 of 2 scores missing." in text
     assert "≥ 0.9: how many of the seeds reach it." in text
     assert "earlier" not in stale.read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"evaluate": {"passes": [None, 2]}}, "(RMT ×1, pairs 4, passes 2): 'passes' of RMT ×1 stands under evaluate"),
+        ({"settings": {"steps": 5}}, "method 'rmt' has no key 'steps'. Did you mean 'training.steps'?"),
+        ({"settings": {"heads": 2}}, "method 'rmt' has no key 'heads'. Did you mean 'backbone.heads'?"),
+        ({"settings": {"task.pears": 5}}, "task.pears=5, "),
+        (
+            {
+                "axes": {"memory_vectors": [2, 4]},
+                "start": [{"of": {"memory_vectors": 4}, "at": {"memory_vectors": 2}}],
+            },
+            "1 of them cannot be made (RMT ×1, memory_vectors 4): RMT ×1 cannot start from RMT ×1: "
+            "'memory.vectors' is (2, 32) there and (4, 32) here.",
+        ),
+    ],
+)
+def test_what_cannot_be_made_of_a_run_is_told_with_its_row(tmp_path, change, words):
+    experiment = json.loads(json.dumps(EXPERIMENT))
+    scale = experiment["scales"]["tiny"]
+    scale["runs"] = [scale["runs"][-1] | {"method": "rmt"} | change]
+    path = tmp_path / "wrong.yaml"
+    path.write_text(yaml.dump(experiment))
+    done = command("reproduce", path, "--output", tmp_path / "runs", "--dry-run")
+    assert words in " ".join(done.output.split())
 
 
 def test_losses_are_measured_for_each_number_of_steps(tmp_path):

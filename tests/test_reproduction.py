@@ -8,6 +8,7 @@ from shutil import copytree, rmtree
 import pytest
 import yaml
 from commands import command, files
+from pydantic import ValidationError
 from smoke import EXPERIMENT
 
 from gradmem_bench.archive import Archive, expected_of, missing
@@ -147,6 +148,9 @@ def test_a_plan_of_several_figures_counts_a_training_once():
         ({"metric": "acuracy"}, "'metric' is 'acuracy'"),
         ({"limit": 0}, "'scales.tiny.limit' is 0"),
         ({"seeds": []}, "'scales.tiny.seeds' is"),
+        ({"seeds": 2}, "'scales.tiny.seeds' is 2, but: input should be a list"),
+        ({"budget": "2KiB"}, "has no key 'scales.tiny.budget'. Known: about, backbone"),
+        ({"settings": {"training": {"steps": 2}}}, "'training' is a section, whose keys are written with a dot"),
     ],
 )
 def test_a_mistake_in_an_experiment_is_told_before_anything_is_run(tmp_path, wrong, words):
@@ -164,6 +168,22 @@ def test_two_runs_of_one_name_and_setting_are_refused():
     declared["runs"][2]["name"] = "no memory"
     with pytest.raises(UserError, match="Two runs are called 'no memory'"):
         expand(Scale.model_validate(declared))
+
+
+def test_what_is_given_twice_in_a_group_is_refused():
+    declared = json.loads(json.dumps(EXPERIMENT["scales"]["tiny"]))
+    declared["runs"][0]["settings"]["task.pairs"] = 8
+    with pytest.raises(ValidationError, match="'task.pairs' of 'GradMem K=1' stands under settings and under axes"):
+        Scale.model_validate(declared)
+
+
+def test_a_start_from_a_name_that_no_run_has_is_told():
+    broken = json.loads(json.dumps(EXPERIMENT["scales"]["tiny"]))
+    broken["runs"][0]["start"][0]["name"] = "Gradmem K=1"
+    with pytest.raises(
+        UserError, match="starts from 'Gradmem K=1', which no run is called. Did you mean 'GradMem K=1'"
+    ):
+        expand(Scale.model_validate(broken))
 
 
 def test_a_start_that_no_run_has_is_refused():
@@ -218,7 +238,7 @@ def test_what_is_there_is_not_made_again(made):
     told = command("reproduce", path, "--output", output, "--dry-run").output
     told = " ".join(told.split())
     assert "1 of 6 runs to make: 1 training whose time was not measured." in told
-    assert "1 of them cannot be made: There is no method 'rtm'" in told
+    assert "1 of them cannot be made (RMT ×1, pairs 4): There is no method 'rtm'" in told
 
 
 def test_a_record_answers_for_no_other_run(made):

@@ -125,7 +125,7 @@ def _list(
     from rich.text import Text
 
     from gradmem_bench.archive import missing
-    from gradmem_bench.reproducing import unmeasured
+    from gradmem_bench.reproducing import names_of, unmeasured
     from gradmem_bench.reproduction import expand
 
     runs, counted = expand(scale), {run.training for run in before}
@@ -158,8 +158,8 @@ def _list(
         console.print(f"{len(absent)} of {len(runs)} runs to make: {_time_of(own)}{above}.")
         with maker.display.working("whether each can be made"):
             refused = maker.refused(absent)
-        for reason, count in refused.items():
-            console.print(Text(f"{count} of them cannot be made: {reason}", style="red"))
+        for reason, ones in refused.items():
+            console.print(Text(f"{len(ones)} of them cannot be made ({names_of(ones)}): {reason}", style="red"))
     if scale.benchmark:
         left = unmeasured(scale, maker.output / "performance")
         for call in scale.benchmark:

@@ -194,6 +194,12 @@ def _capacity_line(rows: list[Row]) -> Iterable[str]:
 def _cost_lines(rows: dict[str, Row]) -> Iterable[str]:
     mean = "; of several seeds, every cost is their mean" if any(len(row.records) > 1 for row in rows.values()) else ""
     yield f"WRITE is of one context, READ of one query with its answer{mean}."
+    ended = [label for label, row in rows.items() if not all(record.costs.whole_answers for record in row.records)]
+    if ended:
+        yield (
+            f"READ of {_told(ended, list(rows))}: older records, of answers that ended where the weights ended them, "
+            "maybe at other lengths than in other rows; its milliseconds and FLOPs are not to be compared."
+        )
     lacking: dict[str, list[str]] = {}
     for label, row in rows.items():
         for phase in ("write", "read"):

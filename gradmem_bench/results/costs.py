@@ -98,6 +98,8 @@ class Costs(Part):
     """Mean length of the contexts that costs were measured on, in the backbone's tokens."""
     answer_tokens: int | None = None
     """The most tokens that were generated for a query: those of the longest target, and the end of the text."""
+    whole_answers: bool = False
+    """Whether READ made all of them for every query; in earlier records an answer ended where the weights ended it."""
     write: PhaseCosts | None = None
     """WRITE, for one context: from its tokens to its state, which is not yet serialised."""
     read: PhaseCosts | None = None

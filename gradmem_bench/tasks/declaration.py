@@ -152,7 +152,15 @@ def load_task(path: Path, settings: dict[str, Any] | None = None) -> Task:
         raise UserError(f"{path} declares the group '{values['group']}', not a task; name one of {values.get('task')}.")
     check_declaration(values, str(path))
     if settings:
-        values = merge(values, {Task.settings_key: settings})
+        try:
+            return _task(merge(values, {Task.settings_key: settings}), path)
+        except UserError as error:
+            told = ", ".join(f"task.{key}={value}" for key, value in settings.items())
+            raise UserError(f"With {told}, {error}") from None
+    return _task(values, path)
+
+
+def _task(values: dict[str, Any], path: Path) -> Task:
     if isinstance(values.get("metadata", {}).get("description"), dict):
         described = {"description": task_description(values, values["task"])}
         values["metadata"] = values["metadata"] | described

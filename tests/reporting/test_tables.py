@@ -230,6 +230,15 @@ def test_markdown_is_a_grid_of_equal_rows():
     assert len({line.count("|") for line in lines}) == 1
 
 
+def test_answers_of_older_records_that_may_differ_in_length_are_said():
+    new = run_record("new", costs=changed(measured_costs(1e6), whole_answers=True))
+    said = "READ of old: older records, of answers that ended where the weights ended them"
+    [table] = comparison([new, run_record("old", right=3)])
+    assert said in caption(table)
+    [table] = comparison([new])
+    assert "older records" not in caption(table)
+
+
 def test_costs_and_capacity_have_their_columns_and_what_is_missing_is_shown_as_missing():
     def whole(method: str, right: int, flops: float | None, **more):
         trained = changed(TRAINING, flops=2.5e12)
