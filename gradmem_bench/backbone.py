@@ -18,7 +18,7 @@ from gradmem_bench import recurrence
 from gradmem_bench.batch import Tokens
 from gradmem_bench.cross_entropy import linear_cross_entropy
 from gradmem_bench.errors import UserError
-from gradmem_bench.prefix import Cache, LayerMemory, Prefix
+from gradmem_bench.prefix import Cache, Prefix
 
 
 class Backbone(nn.Module):
@@ -184,9 +184,9 @@ class Backbone(nn.Module):
             UserError: a row is longer than the model has positions, or the prefix has another width.
         """
         past = DynamicCache() if keep_cache and not self.recurrent else None
-        whole_mask, memory = mask, None
+        whole_mask = mask
         if prefix is not None:
-            whole_mask, memory = torch.cat([prefix.mask, mask], dim=1), prefix.layer_memory
+            whole_mask = torch.cat([prefix.mask, mask], dim=1)
             if prefix.cache is None:
                 if prefix.embeddings.shape[-1] != self.width:
                     raise UserError(
@@ -196,17 +196,20 @@ class Backbone(nn.Module):
                 embeddings = torch.cat([prefix.embeddings.to(embeddings.dtype), embeddings], dim=1)
             else:
                 past = prefix.cache if self.recurrent else DynamicCache(ddp_cache_data=prefix.cache)
-        states, past = self._run(embeddings, whole_mask, past, memory)
+        states, past = self._run(embeddings, whole_mask, past, prefix)
         return states, past if keep_cache else None
 
     def _run(
-        self, embeddings: Tensor, mask: Tensor, past: DynamicCache | Cache | None, memory: LayerMemory | None
+        self, embeddings: Tensor, mask: Tensor, past: DynamicCache | Cache | None, prefix: Prefix | None
     ) -> tuple[Tensor, DynamicCache | Cache | None]:
         """The model's one call: embeddings (B, T, d) behind `past`, under a mask of both, (B, P + T)."""
         if self.recurrent:
             return recurrence.run(self.model.base_model, embeddings, mask[:, -embeddings.shape[1] :], past)
-        self._check_room(mask)
+        memory, skipped = (None, None) if prefix is None else (prefix.layer_memory, prefix.skipped)
+        self._check_room(mask, skipped)
         positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -embeddings.shape[1] :]
+        if skipped is not None:
+            positions = positions + skipped[:, None]
 
         def add(layer: int, hidden: Tensor) -> Tensor:
             return hidden + memory.read(layer, hidden).to(hidden.dtype)
@@ -248,9 +251,11 @@ class Backbone(nn.Module):
             for hook in hooks:
                 hook.remove()
 
-    def _check_room(self, mask: Tensor) -> None:
+    def _check_room(self, mask: Tensor, skipped: Tensor | None) -> None:
         # The width is known without waiting for the device; only what is wider than the model has to be counted.
-        if mask.shape[1] > self.max_positions and (longest := int(mask.sum(dim=1).max())) > self.max_positions:
+        if mask.shape[1] <= self.max_positions and skipped is None:
+            return
+        if (longest := int((mask.sum(dim=1) + (0 if skipped is None else skipped)).max())) > self.max_positions:
             raise UserError(
                 f"Memory, query and answer take {longest} positions, but {self.identity.get('name', 'the backbone')} "
                 f"has {self.max_positions}."
@@ -359,7 +364,7 @@ class Backbone(nn.Module):
             if step == max_new_tokens - 1 or (not all_tokens and bool(finished.all())):
                 break
             mask = F.pad(mask, (0, 1), value=True)
-            states, cache = self._run(self.embed(token[:, None]), mask, cache, prefix.layer_memory)
+            states, cache = self._run(self.embed(token[:, None]), mask, cache, prefix)
             last = states[:, 0]
         answers = torch.stack(chosen, dim=1).tolist()
         return [answer[: answer.index(self.end_id)] if self.end_id in answer else answer for answer in answers]

@@ -30,6 +30,9 @@ class Prefix:
         layer_memory: read by every layer for each position that is run, those of `embeddings` among them.
         last: (B, d), the last hidden state behind a cache, which predicts the first token of all; `None` where the
             cache alone is known, and that token has nothing before it.
+        skipped: (B,), int64, positions that were run and are not in the cache, as of one with entries thrown away: what
+            follows stands that much further on. `None` is none. What is in a cache has been rotated, or given its
+            position, when it was run.
     """
 
     mask: Tensor
@@ -37,10 +40,13 @@ class Prefix:
     cache: Cache | None = None
     layer_memory: LayerMemory | None = None
     last: Tensor | None = None
+    skipped: Tensor | None = None
 
     def __post_init__(self) -> None:
         if (self.embeddings is None) == (self.cache is None):
             raise ValueError("a prefix is either embeddings or a cache")
+        if self.skipped is not None and self.cache is None:
+            raise ValueError("what is not in a cache can only have been left out of one")
 
     def __len__(self) -> int:
         return len(self.mask)
@@ -58,4 +64,5 @@ class Prefix:
             None if self.cache is None else tuple((keys[rows], values[rows]) for keys, values in self.cache),
             None if self.layer_memory is None else self.layer_memory.select(rows),
             None if self.last is None else self.last[rows],
+            None if self.skipped is None else self.skipped[rows],
         )
