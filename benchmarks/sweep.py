@@ -112,6 +112,8 @@ def sweep(
 ) -> None:
     """Prints and publishes the rows of every size of the context with every K, and draws them where there are several.
 
+    What was measured before a fault or Ctrl-C is published too, as a record that is not `complete`.
+
     Args:
         name: of the record.
         columns: headings of a row's name, and of its seconds.
@@ -120,8 +122,10 @@ def sweep(
     unit, sizes = unit_of(arguments), arguments.pairs if arguments.model == "kv" else arguments.length
     console, table = Console(), Table(unit, "K", *columns, "time ratio", "peak", "memory ratio")
     rows: list[Row] = []
-    for size in sizes:
-        for steps in sorted(arguments.steps):
+    places = [(size, steps) for size in sizes for steps in sorted(arguments.steps)]
+    left = len(places)
+    try:
+        for size, steps in places:
             for one in measured(size, steps):
                 rows.append({unit: size, "K": steps, **one})
                 of = " ".join(one[key] for key in ("phase", "variant") if key in one)
@@ -131,15 +135,23 @@ def sweep(
                 if one["time_ratio"] is not None:
                     told += f": {ratio} of naive's time, {memory} of its memory"
                 console.print(f"{size} {unit}, K = {steps}, {of}: {told}", highlight=False)
-    console.print(table)
+            left -= 1
+    finally:
+        if rows:
+            console.print(table)
+            console.print(f"record: {_published(name, arguments, rows, complete=not left)}")
+
+
+def _published(name: str, arguments: argparse.Namespace, rows: list[Row], complete: bool) -> Path:
+    unit, sizes = unit_of(arguments), arguments.pairs if arguments.model == "kv" else arguments.length
     many_steps = len(set(arguments.steps)) > 1
     figure = None
-    if many_steps or len(sizes) > 1:
+    if complete and (many_steps or len(sizes) > 1):
         across, label = ("K", "K") if many_steps else (unit, f"{unit} in a context")
         panels = unit if many_steps and len(sizes) > 1 else None
         figure = drawn([one for one in rows if one.get("phase") != "read"], across, label, panels)
     every = "-".join(map(str, sizes)), "-".join(map(str, sorted(set(arguments.steps))))
     some = "".join(f"-{one}" for one in getattr(arguments, "engines", None) or ())
     whole = f"{name}-{arguments.model}-{every[0]}-k{every[1]}-b{arguments.batch}{some}"
-    path = publish(whole, arguments, rows, figure, model=arguments.model, batch=arguments.batch)
-    console.print(f"record: {path}")
+    about = {"model": arguments.model, "batch": arguments.batch, "complete": complete}
+    return publish(whole, arguments, rows, figure, **about)

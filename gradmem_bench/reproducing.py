@@ -167,7 +167,8 @@ def _shapes(plan: Plan) -> dict[str, tuple[int, ...]]:
 
 def unmeasured(scale: Scale, output: Path) -> list[list[str]]:
     """The calls of benchmarks/meta_gradient.py of which a folder has no record."""
-    made = [json.loads(path.read_text(encoding="utf-8"))["command"] for path in output.glob("meta_gradient-*.json")]
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in output.glob("meta_gradient-*.json")]
+    made = [record["command"] for record in records if record.get("complete", True)]
     return [call for call in scale.benchmark if not any(command[2 : 2 + len(call)] == call for command in made)]
 
 
