@@ -142,7 +142,7 @@ BAD = [
     ("--set=inner_steps", ["--set takes key=value", "'inner_steps'"]),
     ("--set=inner_steps=[1", ["--set inner_steps", "not valid YAML"]),
     ("--set=training=5", ["--set training needs a key of it"]),
-    ("--backbone=llama-1x33", ["backbone.heads", "divisor of 33"]),
+    ("--backbone=llama-1x33", ["no even head size", "an even width, such as 34"]),
     # A budget, or a context, that does not fit.
     ("--budget=lots", ["'lots' is not a size in bytes", "4KiB"]),
     ("--budget=100", ["budget of 100 B holds no vector", "128 B"]),

@@ -192,7 +192,9 @@ def test_a_bound_in_bytes_is_one_of_positions_too(begin):
     method = TruncatedText(on, TruncatedTextParameters(max_bytes=5))
     (ids,) = on.encode_contexts(["hello world"])
     found = method.read(method.write(Tokens.from_lists([ids]))).positions.tolist()
-    assert found == [method.footprint(method.settings, on, len(ids), 11).read_positions] == [5 + begin]
+    assert found == [5 + begin]
+    # At most one more: the mark of a word's beginning, which this tokenizer does not have.
+    assert method.footprint(method.settings, on, len(ids), 11).read_positions == found[0] + 1
 
 
 def test_a_start_token_counts_as_a_position_and_not_as_bytes():
