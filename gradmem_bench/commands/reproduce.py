@@ -43,7 +43,7 @@ def reproduce(
     device: RunDevice = Device.auto,
 ) -> None:
     """Run what is missing of a paper's figure, and show ours beside the paper's with the difference. Exit code 1 when
-    nothing of ours is there.
+    nothing of ours is there, or can be made.
 
     [dim]gradmem-bench reproduce fig3 --scale tiny[/]
     """
@@ -71,10 +71,15 @@ def reproduce(
     maker = Maker(output, archive, torch_device(device), RunDisplay(console))
     if dry_run:
         listed: list[Run] = []
+        made = 0
         for experiment, size in wanted:
-            listed += _list(console, experiment, scale, size, maker, listed)
+            absent, can_be_made = _list(console, experiment, scale, size, maker, listed)
+            listed += absent
+            made += can_be_made
         if len(wanted) > 1:
             console.print(f"All figures: {_time_of(listed)}.")
+        if not made:
+            raise typer.Exit(1)
         return
     answered = [_answer(console, experiment, scale, size, maker) for experiment, size in wanted]
     if not any(answered):
@@ -119,8 +124,12 @@ def _answer(console: "Console", experiment: "Experiment", name: str, scale: "Sca
 
 def _list(
     console: "Console", experiment: "Experiment", name: str, scale: "Scale", maker: "Maker", before: "list[Run]"
-) -> "list[Run]":
-    """Shows what a figure is made of; the runs that are missing. Trainings of `before` are counted there."""
+) -> "tuple[list[Run], int]":
+    """Shows what a figure is made of. Trainings of `before` are counted there.
+
+    Returns:
+        The runs that are missing, and how much is there or can be made, runs and measurements.
+    """
     from rich.table import Table
     from rich.text import Text
 
@@ -128,7 +137,7 @@ def _list(
     from gradmem_bench.reproducing import names_of, unmeasured
     from gradmem_bench.reproduction import expand
 
-    runs, counted = expand(scale), {run.training for run in before}
+    runs, counted, impossible = expand(scale), {run.training for run in before}, 0
     absent = missing(runs, maker.archive)
     console.print(Text(f"{experiment.figure} · {experiment.title} · scale {name}", style="bold"))
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
@@ -159,6 +168,7 @@ def _list(
         with maker.display.working("whether each can be made"):
             refused = maker.refused(absent)
         for reason, ones in refused.items():
+            impossible += len(ones)
             console.print(Text(f"{len(ones)} of them cannot be made ({names_of(ones)}): {reason}", style="red"))
     if scale.benchmark:
         left = unmeasured(scale, maker.output / "performance")
@@ -168,7 +178,7 @@ def _list(
         console.print(f"{len(left)} of {len(scale.benchmark)} measurements to make, whose time was not measured.")
     console.print(Text(scale.about, style="dim"))
     console.print()
-    return absent
+    return absent, len(runs) - impossible + len(scale.benchmark)
 
 
 def _time_of(runs: "list[Run]") -> str:
