@@ -88,7 +88,7 @@ class Archive:
 
     def _of(self, run: Run) -> dict[str, Any] | None:
         # Whatever the seed.
-        key = (run.method, run.task, run.backbone, repr(run.settings), repr(run.start and run.start.settings))
+        key = (run.method, run.task, run.backbone, repr(run.settings), run.inherited(run.method))
         if key not in self._expected:
             try:
                 self._expected[key] = expected_of(run, self.known)

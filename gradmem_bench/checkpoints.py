@@ -74,11 +74,22 @@ def check_shapes(module: nn.Module, path: Path) -> None:
 
 
 def _compare(module: nn.Module, shapes: dict[str, tuple[int, ...]], path: Path) -> None:
-    own = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
-    for name in sorted(own.keys() | shapes.keys()):
-        mine, theirs = own.get(name, "nothing"), shapes.get(name, "nothing")
+    if fault := misfit(shapes_of(module), shapes):
+        raise UserError(f"The checkpoint {path} does not fit: {fault}.")
+
+
+def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Of every parameter, by its name."""
+    return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+
+
+def misfit(here: dict[str, tuple[int, ...]], there: dict[str, tuple[int, ...]]) -> str | None:
+    """The first parameter that has not the same shape in both, as a clause; `None` where all have."""
+    for name in sorted(here.keys() | there.keys()):
+        mine, theirs = here.get(name, "nothing"), there.get(name, "nothing")
         if mine != theirs:
-            raise UserError(f"The checkpoint {path} does not fit: '{name}' is {theirs} there and {mine} here.")
+            return f"'{name}' is {theirs} there and {mine} here"
+    return None
 
 
 def restore(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:

@@ -6,9 +6,10 @@ first is an error and the second a number.
 
 import json
 import re
+from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -51,19 +52,21 @@ def validated(model: type[Model], values: dict[str, Any], where: str) -> Model:
 def _keys(model: Any, parents: list[str | int]) -> list[str]:
     """The keys that the model at `parents` inside `model` takes, as a person writes them."""
     for part in parents:
-        if isinstance(part, str) and hasattr(model, "model_fields"):
-            field = {info.alias or name: info for name, info in model.model_fields.items()}.get(part)
-            model = field.annotation if field else None
-            if get_origin(model) is dict:
-                # Of a mapping the next part is a key, whatever it is called.
-                continue
-        # Inside `X | None`, `tuple[X, ...]` and `dict[str, X]` it is X that has keys.
-        model = next((inner for inner in (model, *get_args(model)) if hasattr(inner, "model_fields")), None)
-        if model is None:
-            return []
-    if not hasattr(model, "model_fields"):
-        return []
+        fields = {info.alias or name: info for name, info in model.model_fields.items()}
+        # An index, or a key of a mapping, leads into what the field before it holds.
+        if part in fields:
+            model = next(_models(fields[part].annotation), None)
+            if model is None:
+                return []
     return [info.alias or name for name, info in model.model_fields.items()]
+
+
+def _models(annotation: Any) -> Iterator[Any]:
+    """The models inside `X | None`, `tuple[X, ...]`, `dict[str, X]`."""
+    if hasattr(annotation, "model_fields"):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models(inner)
 
 
 # ---------------------------------------------------------------------------------------------- YAML

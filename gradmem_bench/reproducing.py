@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from gradmem_bench.archive import Archive
-from gradmem_bench.checkpoints import METHOD_FILE
+from gradmem_bench.checkpoints import METHOD_FILE, misfit, shapes_of
 from gradmem_bench.errors import UserError
 from gradmem_bench.experiment import resolve as resolve_plan
 from gradmem_bench.loading import load_backbone
@@ -38,27 +38,28 @@ class Maker:
         self._unreadable: dict[tuple[str, str], str] = {}
 
     def make(self, runs: Sequence[Run]) -> Counter[str]:
-        """Makes runs in their order, and goes on where one cannot be made; which those are is told before any training.
+        """Makes runs in their order, and goes on where one cannot be made; as far as it shows, that is told before any.
 
         Returns:
             Why runs could not be made, each with how many they are.
         """
-        reasons: Counter[str] = Counter()
         with self.display.working("whether each run can be made"):
             refused = self.refused(runs)
         for reason, ones in refused.items():
             self.display.note(f"missing ({len(ones)} of {len(runs)} runs, {names_of(ones)}): {reason}")
-        for number, run in enumerate(runs, start=1):
+        reasons = Counter({reason: len(ones) for reason, ones in refused.items()})
+        rows = {run.row for ones in refused.values() for run in ones}
+        left = [run for run in runs if run.row not in rows]
+        for number, run in enumerate(left, start=1):
             try:
                 plan = self.plan(run)
-                self.display.begin(plan, number, len(runs))
+                self.display.begin(plan, number, len(left))
                 told = ", ".join(f"{key} {value}" for key, value in run.setting.items())
                 self.display.note(f"{run.name} · {told + ' · ' if told else ''}seed {run.seed}")
                 record = perform(plan, self.output, self.display)
             except UserError as error:
                 reasons[str(error)] += 1
-                before = reasons[str(error)] > 1 or str(error) in refused
-                self.display.note("missing, as before" if before else f"missing: {error}")
+                self.display.note("missing, as before" if reasons[str(error)] > 1 else f"missing: {error}")
                 continue
             self.archive.records[plan.folder(self.output) / "run.json"] = record
         return reasons
@@ -99,13 +100,8 @@ class Maker:
         plan = self._resolved(run, None)
         if run.start is None:
             return
-        own, before = _shapes(plan), _shapes(self._resolved(run.start, None))
-        for name in sorted(own.keys() | before.keys()):
-            mine, theirs = own.get(name, "nothing"), before.get(name, "nothing")
-            if mine != theirs:
-                raise UserError(
-                    f"{run.name} cannot start from {run.start.name}: '{name}' is {theirs} there and {mine} here."
-                )
+        if fault := misfit(_shapes(plan), _shapes(self._resolved(run.start, None))):
+            raise UserError(f"{run.name} cannot start from {run.start.name}: {fault}.")
 
     def _resolved(self, run: Run, load: Path | None) -> Plan:
         method, task = resolve("method", run.method), resolve("task", run.task)
@@ -161,8 +157,7 @@ def names_of(runs: Sequence[Run]) -> str:
 def _shapes(plan: Plan) -> dict[str, tuple[int, ...]]:
     """Of all parameters that a checkpoint of this run has."""
     with torch.device("meta"):
-        method = plan.method_class(plan.shape, plan.parameters)
-    return {name: tuple(parameter.shape) for name, parameter in method.named_parameters()}
+        return shapes_of(plan.method_class(plan.shape, plan.parameters))
 
 
 def unmeasured(scale: Scale, output: Path) -> list[list[str]]:

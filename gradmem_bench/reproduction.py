@@ -218,6 +218,7 @@ def expand(scale: Scale) -> list[Run]:
                 raise UserError(f"Two runs are called '{group.name}', and would be one row; give one another name.")
             listed[named] = (group, *key)
     made: dict[tuple[Any, ...], Run] = {}
+    names = {group.name for group in scale.runs}
 
     def make(key: tuple[Any, ...]) -> Run:
         if key in made:
@@ -227,7 +228,6 @@ def expand(scale: Scale) -> list[Run]:
         for rule in group.start:
             if rule.of.items() <= dict(axes).items():
                 other = rule.name or group.name
-                names = {one.name for one in scale.runs}
                 if other not in names:
                     raise UserError(
                         f"{group.name} starts from '{other}', which no run is called.{did_you_mean(other, names)}"

@@ -90,7 +90,7 @@ def _answer(console: "Console", experiment: "Experiment", name: str, scale: "Sca
     """Makes and shows one figure; whether it has any number of ours."""
     from gradmem_bench.archive import missing
     from gradmem_bench.paper import paper_figure
-    from gradmem_bench.plotting.parts import save
+    from gradmem_bench.plotting.parts import files_of, save
     from gradmem_bench.plotting.reproductions import picture
     from gradmem_bench.registry import recipe_folder
     from gradmem_bench.reporting.reproductions import lines, report
@@ -114,10 +114,11 @@ def _answer(console: "Console", experiment: "Experiment", name: str, scale: "Sca
     with stem.with_suffix(".txt").open("w", encoding="utf-8") as file:
         type(console)(file=file, width=80).print(shown)
     figure = picture(experiment, table)
-    # A picture of an earlier run would show what the table beside it does not.
-    for suffix in (".png", ".svg"):
-        stem.with_suffix(suffix).unlink(missing_ok=True)
     files = [stem.with_suffix(".txt"), *(save(figure, stem) if figure else [])]
+    if figure is None:
+        # One of an earlier run would show what the table beside it does not.
+        for old in files_of(stem):
+            old.unlink(missing_ok=True)
     console.print(f"\n{', '.join(map(str, files))}", style="dim")
     return not runs or len(missing(runs, archive)) < len(runs)
 

@@ -227,9 +227,14 @@ def error_bars(values: Sequence[float], intervals: Sequence[tuple[float | None, 
     ]
 
 
+def files_of(stem: Path) -> list[Path]:
+    """Where a picture is saved."""
+    return [stem.with_name(f"{stem.name}{suffix}") for suffix in (".png", ".svg")]
+
+
 def save(figure: Figure, stem: Path) -> list[Path]:
     """The picture as PNG and SVG; the same records make the same bytes."""
-    files = [stem.with_name(f"{stem.name}{suffix}") for suffix in (".png", ".svg")]
+    files = files_of(stem)
     with rc_context({"svg.hashsalt": "gradmem-bench"}):
         for file in files:
             figure.savefig(file, dpi=160, metadata={"Date": None} if file.suffix == ".svg" else {})
