@@ -144,7 +144,8 @@ def resolve(
 
 
 def perform(plan: Pretraining, output: Path, display: RunDisplay) -> dict[str, Any]:
-    """Trains what is missing of it, and leaves a Hugging Face folder with its record in `output`.
+    """Trains what is missing of it, and leaves a Hugging Face folder with its record in `output`, its weights in the
+    precision that products were computed in.
 
     Raises:
         UserError: training diverged, there is too little text, or `output` cannot be written to or holds another
@@ -187,11 +188,16 @@ def perform(plan: Pretraining, output: Path, display: RunDisplay) -> dict[str, A
             display.note(f"goes on from the checkpoint of step {trainer.progress.step}")
         progress = trainer.run()
         accelerator.end_training()
+    # What was only ever multiplied in bfloat16 is kept in as many bits.
+    kept = backbone.model.to(torch.bfloat16) if plan.dtype == "bfloat16" else backbone.model
+    kept.save_pretrained(output)
+    backbone.tokenizer.save_pretrained(output)
+    # What is scored is what lies in the folder.
+    backbone = load_backbone(BackboneConfig(name=str(output.resolve())), None, str(accelerator.device), plan.seed)
+    method = NoMemory(backbone, StrictModel())
     with display.working("score the held-out text"):
         held_out = stream(plan.files.documents(held_out=True), backbone.tokenizer)
         bits = bits_per_byte(method, held_out, length, config.batch_size, accelerator.autocast)
-    backbone.model.save_pretrained(output)
-    backbone.tokenizer.save_pretrained(output)
     record = _record(plan, configuration, backbone, training, held_out, progress, bits)
     temporary = record_file.with_suffix(".tmp")
     temporary.write_text(json.dumps(record, indent=1) + "\n")
@@ -219,7 +225,7 @@ def _record(
         "code": code_version().model_dump(),
         "environment": environment(str(backbone.device), plan.dtype).model_dump(),
         "configuration": configuration,
-        "tokenizer": Path(plan.backbone.tokenizer).name if plan.backbone.tokenizer else backbone.identity["tokenizer"],
+        "tokenizer": Path(plan.backbone.tokenizer or plan.shape.identity["tokenizer"]).name,
         "parameters": sum(parameter.numel() for parameter in backbone.model.parameters()),
         "weights_hash": weights_hash(backbone.model),
         "trained_on": described(training),

@@ -73,9 +73,9 @@ class KilledAt(RunDisplay):
         yield report
 
 
-def pretrained(preset, texts, output, display=None, **settings):
+def pretrained(preset, texts, output, display=None, dtype="float32", **settings):
     AcceleratorState._reset_state(reset_partial_state=True)
-    plan = resolve(pretraining_recipe(str(preset)), texts, settings, 0, "cpu", "float32")
+    plan = resolve(pretraining_recipe(str(preset)), texts, settings, 0, "cpu", dtype)
     return perform(plan, output, display or RunDisplay(Console(quiet=True)))
 
 
@@ -119,6 +119,20 @@ def test_a_pretrained_model_has_learned_is_loaded_by_its_folder_and_gives_its_fi
     assert pretrained(preset, texts, tmp_path / "lm") == record
     with pytest.raises(UserError, match="holds another pretraining"):
         pretrained(preset, texts, tmp_path / "lm", training={"steps": 41})
+
+
+def test_what_was_trained_in_bfloat16_is_kept_in_it_and_scored_as_it_is_kept(texts, preset, tmp_path):
+    whole = pretrained(preset, texts, tmp_path / "whole")
+    half = pretrained(preset, texts, tmp_path / "half", dtype="bfloat16")
+    bytes_of = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("whole", "half")]
+    assert bytes_of[1] < 0.6 * bytes_of[0]
+    on = load_backbone(BackboneConfig(name=str(tmp_path / "half")), None, "cpu", 0)
+    assert {parameter.dtype for parameter in on.model.parameters()} == {torch.float32}
+    assert weights_hash(on.model) == half["weights_hash"] != whole["weights_hash"]
+    held_out = stream(text_files(texts).documents(held_out=True), on.tokenizer)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        again = bits_per_byte(NoMemory(on, StrictModel()), held_out, 31, 8, nullcontext)
+    assert again == pytest.approx(half["bits_per_byte"], rel=1e-6)
 
 
 def test_a_killed_pretraining_goes_on_to_the_same_weights(texts, preset, tmp_path):
