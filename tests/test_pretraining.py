@@ -226,12 +226,13 @@ def test_the_presets_are_what_they_say(shared):
     assert {name: f"{name.split('_')[0]}_{size:.0f}m" for name, size in sizes.items()} == {name: name for name in sizes}
 
 
-def test_the_model_of_wikipedia_is_that_of_its_record_and_knows_its_language(shared):
-    record = json.loads((recipe_folder("backbone") / "wiki_2m" / RECORD_FILE).read_text())
-    backbone = load_backbone(BackboneConfig(name="wiki_2m"), None, "cpu", 0)
+@pytest.mark.parametrize("name", ["wiki_2m", "wiki_14m"])
+def test_a_model_of_wikipedia_is_that_of_its_record_and_knows_its_language(shared, name):
+    record = json.loads((recipe_folder("backbone") / name / RECORD_FILE).read_text())
+    backbone = load_backbone(BackboneConfig(name=name), None, "cpu", 0)
     assert weights_hash(backbone.model) == record["weights_hash"]
     length = pretraining_recipe(record["configuration"]["preset"]).sequence_tokens
     held_out = text_files(shared / "data" / "wiki_en").documents(held_out=True)
-    some = stream(held_out, backbone.tokenizer, at_least=20_000)
+    some = stream(held_out, backbone.tokenizer, at_least=10_000)
     found = bits_per_byte(NoMemory(backbone, StrictModel()), some, length, 16, nullcontext)
     assert found == pytest.approx(record["bits_per_byte"], rel=0.1)

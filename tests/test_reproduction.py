@@ -30,7 +30,17 @@ from gradmem_bench.tasks.declaration import load_task
 from gradmem_bench.tasks.identity import declaration_hashes
 
 FIGURES = ("fig3", "fig4a", "fig4b", "fig5", "babi", "squad", "question", "reconstruction")
-OWN = ("writing", "writing_steps", "writing_ablation", "writing_pairs", "eight_vectors", "babi_wiki", "squad_wiki")
+OWN = (
+    "writing",
+    "writing_steps",
+    "writing_ablation",
+    "writing_pairs",
+    "eight_vectors",
+    "babi_wiki",
+    "squad_wiki",
+    "babi_wiki_14m",
+    "squad_wiki_14m",
+)
 """Figures that are not in the paper."""
 
 

@@ -28,7 +28,7 @@ def reproduce(
         typer.Argument(
             help="fig3, fig4 (fig4a, fig4b), fig5, tables (babi, squad, question, reconstruction), claims (writing, "
             "writing_steps, writing_ablation), writing_pairs, eight_vectors, babi_wiki, "
-            "squad_wiki, or the path of an experiment's YAML."
+            "squad_wiki, babi_wiki_14m, squad_wiki_14m, or the path of an experiment's YAML."
         ),
     ],
     scale: Annotated[
