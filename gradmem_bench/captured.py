@@ -107,6 +107,7 @@ def replayed(
         known.sights[seen] = known.sights.get(seen, 0) + 1
         if known.sights[seen] < SIGHTS or len(known.graphs) >= _GRAPHS:
             return expected
+        recorded = None
         try:
             recorded = _record(function, inputs, known.pool)
             fault = _fault(expected, recorded.run(inputs), _ROUNDED if rounded else _TOLERANCE)
@@ -115,6 +116,8 @@ def replayed(
     if fault:
         known.refused = True
         known.graphs.clear()
+        if recorded is None:
+            _give_back(known.pool)
         warnings.warn(f"{name} is not run as a CUDA graph: {fault}. It is run as it stands.", stacklevel=2)
     else:
         known.graphs[key] = recorded
@@ -165,6 +168,15 @@ def _end_what_failed() -> None:
     graph.capture_begin()
     torch.zeros((), device="cuda")
     graph.capture_end()
+
+
+def _give_back(pool: tuple[int, int]) -> None:
+    """Frees what a recording that failed had reserved: PyTorch before #190348 keeps it (seen with 2.11, by the same
+    call), and a later one, which has freed it by itself, refuses."""
+    gc.collect()
+    with suppress(RuntimeError):
+        torch._C._cuda_releasePool(torch.cuda.current_device(), pool)
+    torch.cuda.empty_cache()
 
 
 def _each_tensor(change: Callable[[Tensor], Tensor], tree: Any) -> Any:

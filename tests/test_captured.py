@@ -82,12 +82,18 @@ def test_what_waits_for_the_device_is_run_as_it_stands_after_one_warning():
     squared = Squared("cuda")
 
     def waiting(inputs: torch.Tensor):
+        torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
         return squared.derived(inputs if float(inputs.sum()) > 1e9 else 2 * inputs)
 
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
     with pytest.warns(UserWarning, match="the test is not run as a CUDA graph") as caught:
         for _ in range(5):
             inputs = torch.randn(4, 8, device="cuda")
             torch.testing.assert_close(squared(inputs, waiting)[2][0], squared.expected(2 * inputs))
+    # Nor is anything kept that the recording had reserved.
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() - before < 64 << 20
     assert len([one for one in caught if "CUDA graph" in str(one.message)]) == 1
     # The device is as it was: another owner's functions are recorded.
     other = Squared("cuda")
