@@ -251,6 +251,22 @@ def test_what_is_there_is_not_made_again(made):
     assert "1 of them cannot be made (RMT ×1, pairs 4): There is no method 'rtm'" in told
 
 
+def test_what_is_expected_of_a_run_is_what_all_runs_before_it_bring():
+    def chain(vectors: int) -> list[dict]:
+        names = [f"{place} of {vectors}" for place in ("first", "second", "third")]
+        own = [{"memory_vectors": vectors}, {"inner_steps": 1}, {"inner_steps": 1}]
+        starts = [[], *([{"name": name}] for name in names)]
+        parts = zip(names, own, starts, strict=False)
+        return [{"name": name, "method": "gradmem", "settings": one, "start": start} for name, one, start in parts]
+
+    runs = expand(Scale.model_validate({"about": "", "task": "kv_small", "runs": [*chain(2), *chain(3)]}))
+    thirds = [run for run in runs if run.name.startswith("third")]
+    assert [run.settings for run in thirds] == [{"inner_steps": 1}] * 2
+    archive = Archive({})
+    # One archive for both: it keeps what it once found.
+    assert [archive._of(run)["parameters"]["memory_vectors"] for run in thirds] == [2, 3]
+
+
 def test_a_record_answers_for_no_other_run(made):
     _, output, _ = made
     archive = Archive(find_records([output]))
