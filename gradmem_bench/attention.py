@@ -222,7 +222,7 @@ class _AttentionBackward(Function):
             return tuple(found)
         d_query, d_key, d_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
         # `output` is a function of the other inputs, and counted through them; its own gradient is not asked for.
-        deltas = (gradient * output).sum(dim=-1, keepdim=True)
+        deltas = (gradient * output).sum(dim=-1)
         for b, s, t in _blocks(query, key, causal):
             q, k, v, do = query[b, :, s], key[b, :, t], value[b, :, t], gradient[b, :, s]
             chances = _probabilities(q, k, _part(mask, b, s, t), scale, normalizers[b, :, s])
@@ -231,7 +231,7 @@ class _AttentionBackward(Function):
             if dropout is not None:
                 kept, d_chances = chances * dropout[b, :, s, t], d_chances * dropout[b, :, s, t]
             d_value[b, :, t] += kept.transpose(-1, -2) @ do
-            d_scores = d_chances.sub_(deltas[b, :, s]).mul_(chances).mul_(scale)
+            d_scores = d_chances.sub_(deltas[b, :, s, None]).mul_(chances).mul_(scale)
             d_query[b, :, s] = d_scores @ k
             d_key[b, :, t] += d_scores.transpose(-1, -2) @ q
         ctx.save_for_backward(query, key, value, gradient, deltas, normalizers, mask, dropout)
@@ -256,7 +256,7 @@ class _AttentionBackward(Function):
             g_chances = do @ uv.transpose(-1, -2)
             if dropout is not None:
                 centred, g_chances = centred * dropout[b, :, s, t], g_chances * dropout[b, :, s, t]
-            centred = centred.sub_(deltas[b, :, s])
+            centred = centred.sub_(deltas[b, :, s, None])
             w = (uq @ k.transpose(-1, -2)).add_(q @ uk.transpose(-1, -2)).mul_(scale)
             mean = (w * chances).sum(dim=-1, keepdim=True)
             a = (w - mean).mul_(chances)

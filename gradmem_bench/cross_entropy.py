@@ -104,19 +104,18 @@ class _LinearCrossEntropyBackward(Function):
         normalizers: Tensor,
         weight_too: bool,
     ) -> tuple[Tensor, Tensor]:
-        d_hidden = torch.empty_like(hidden)
-        d_weight = torch.zeros_like(weight) if weight_too else weight.new_empty(0)
+        d_hidden, d_weight = torch.empty_like(hidden), _sums(weight) if weight_too else weight.new_empty(0)
         chunks, room = _chunks(hidden, weight)
         for rows in chunks:
             p = _probabilities(hidden[rows], weight, normalizers[rows], room)
             errors = _weighted_errors(p, gradient[rows], targets[rows]).to(hidden.dtype)
             torch.mm(errors, weight, out=d_hidden[rows])
             if weight_too:
-                d_weight.addmm_(errors.T, hidden[rows])
+                _add(d_weight, errors.T, hidden[rows])
         ctx.save_for_backward(gradient, hidden, weight, targets, normalizers)
         # An inner gradient is one of the memory alone: nothing is then made of dW, and its cotangent is `None`.
         ctx.set_materialize_grads(False)
-        return d_hidden, d_weight
+        return d_hidden, d_weight.to(weight.dtype)
 
     @staticmethod
     @once_differentiable
@@ -124,7 +123,7 @@ class _LinearCrossEntropyBackward(Function):
         gradient, hidden, weight, targets, normalizers = ctx.saved_tensors
         u = torch.zeros_like(hidden) if u is None else u
         d_gradient = torch.empty_like(gradient)
-        d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        d_hidden, d_weight = torch.empty_like(hidden), _sums(weight)
         chunks, room = _chunks(hidden, weight)
         more_room = torch.empty_like(room)
         for rows in chunks:
@@ -142,8 +141,22 @@ class _LinearCrossEntropyBackward(Function):
             torch.mm(dz, weight, out=d_hidden[rows])
             if U is not None:
                 d_hidden[rows] += errors @ U
-            d_weight.addmm_(dz.T, hidden[rows]).addmm_(errors.T, u[rows])
-        return d_gradient, d_hidden, d_weight, None, None, None
+            _add(d_weight, dz.T, hidden[rows])
+            _add(d_weight, errors.T, u[rows])
+        return d_gradient, d_hidden, d_weight.to(weight.dtype), None, None, None
+
+
+def _sums(weight: Tensor) -> Tensor:
+    """Zeros to add the chunks' gradients of a weight to: in float32 or more, for the sum to be rounded once."""
+    return torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+
+
+def _add(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right, without a second tensor of its size where the dtypes are one."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
 
 
 def _probabilities(hidden: Tensor, weight: Tensor, normalizers: Tensor, room: Tensor) -> Tensor:

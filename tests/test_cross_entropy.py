@@ -44,6 +44,21 @@ def test_losses_and_derivatives_of_both_orders_are_autograd_s(bias):
         torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
 
 
+def test_chunks_in_bfloat16_are_summed_before_they_are_rounded(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    hidden, head = torch.randn(400, WIDTH, generator=generator), nn.Linear(WIDTH, VOCABULARY, bias=False)
+    targets = torch.randint(VOCABULARY, (400,), generator=generator)
+    found = []
+    for rows in (400, 1):
+        monkeypatch.setattr(cross_entropy, "CHUNK_ELEMENTS", rows * VOCABULARY)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = linear_cross_entropy(hidden, head, targets)[0].sum()
+        found.append(torch.autograd.grad(loss, head.weight)[0])
+    whole, by_rows = found
+    # Rounded 400 times on the way, it would be off by several per cent.
+    assert float((by_rows - whole).norm() / whole.norm()) < 5e-3
+
+
 def test_finite_differences_agree_to_second_order():
     hidden, head, targets = case()
 
