@@ -56,6 +56,7 @@ def caption(
     yield from _settings_lines(rows)
     yield "READ positions stand before the query; while it is answered, they hold KV in memory, of so many bytes."
     yield from _capacity_line(list(rows.values()))
+    yield from _control_lines(records)
     yield from _cost_lines(rows)
     yield from _metric_line(records[0].task, next(iter(rows.values())).ranked_by)
     yield _reference_line(list(rows.values()), floor, ceiling)
@@ -88,6 +89,25 @@ def caption(
                 yield f"{SWAP_MARK} {label} did not pass the swap test{seed}: {outcome}."
         for clause in row.over_budget:
             yield f"{BUDGET_MARK} {label} is over its budget: {clause}."
+
+
+def _control_lines(records: Sequence[RunRecord]) -> Iterable[str]:
+    queries = [one.swap_test.queries for one in records if one.swap_test.swapped_score is not None]
+    if queries:
+        several = f"{min(queries):,} to {max(queries):,}" if min(queries) < max(queries) else f"{queries[0]:,}"
+        yield (
+            "Foreign, random: the share of right answers from another context’s state, and from one of random numbers, "
+            f"over the swap test’s {several} queries."
+        )
+    steps = {one.method.name: set() for one in records if one.method.parameters.get("inner_steps")}
+    for one in records:
+        if one.method.name in steps and "evaluation_inner_steps" in one.method.parameters:
+            steps[one.method.name].add(one.method.parameters["evaluation_inner_steps"])
+    for name in (name for name, found in steps.items() if found and 0 not in found):
+        yield (
+            f"{name} without a step of WRITE (K = 0) was not run here: --set {name}.evaluation_inner_steps=0 shows "
+            "what the steps do, and trains nothing anew."
+        )
 
 
 def sizes(row: Row) -> tuple:

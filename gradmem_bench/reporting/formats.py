@@ -118,6 +118,8 @@ def _flat(row: Row) -> dict[str, Any]:
         "settings": " ".join(f"{name}={value}" for name, value in settings_of(record).items()),
         "bytes_per_context_token": row.mean(lambda one: one.footprint.bytes_per_context_token),
         "swap_test_passed": _swap_test(row),
+        "foreign_state_score": row.mean(lambda one: one.swap_test.swapped_score),
+        "random_state_score": row.mean(lambda one: one.swap_test.random_score),
         "write_seconds_per_context": row.mean(lambda one: one.costs.write_seconds_per_context),
         "read_seconds_per_query": row.mean(lambda one: one.costs.read_seconds_per_query),
         "batch_size": record.costs.batch_size,

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 NOTHING, NOT_RUN = "–", "not run"
 
 # The parts of a table, see Column, and which of them rather begin a new line of the terminal than fall apart.
-_SCORE, _SIZE, _CAPACITY, _VERSUS, _COST, _TRAINING = 0, 1, 2, (3, 4), 5, 6
-_TOGETHER = ((_SCORE, _SIZE, _CAPACITY), _VERSUS, (_COST, _TRAINING))
+_SCORE, _SIZE, _CAPACITY, _VERSUS, _CONTROL, _COST, _TRAINING = 0, 1, 2, (3, 4), 5, 6, 7
+_TOGETHER = ((_SCORE, _SIZE, _CAPACITY), _VERSUS, (_CONTROL,), (_COST, _TRAINING))
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,16 @@ def _label(row: Row) -> str:
 def _state(row: Row) -> str:
     mark = f" {BUDGET_MARK}" if row.over_budget else ""
     return f"{_size(row.size('state_bytes'), format_bytes)}{mark}"
+
+
+def _control(name: str) -> Callable[[Row], str]:
+    """A control's score: of a sample, for which two digits are enough."""
+
+    def cell(row: Row) -> str:
+        score = row.mean(lambda record: getattr(record.swap_test, name))
+        return NOTHING if score is None else f"{score:.2f}"
+
+    return cell
 
 
 # ------------------------------------------------------------------------------------ the baseline
@@ -173,6 +183,8 @@ def columns_of(table: Comparison) -> list[Column]:
         Column("READ KV bytes", "READ KV\nbytes", lambda row: _size(row.size("read_kv_bytes"), format_bytes), _SIZE),
         Column("recalled bits per state byte", "bits/\nbyte", _density, _CAPACITY),
         *_versus_columns(table),
+        Column("foreign state", "foreign\nstate", _control("swapped_score"), _CONTROL),
+        Column("random state", "random\nstate", _control("random_score"), _CONTROL),
         Column("WRITE ms", "WRITE\nms", _milliseconds(lambda record: record.costs.write_seconds_per_context), _COST),
         Column("WRITE FLOPs", "WRITE\nFLOPs", lambda row: _count(row.flops("write")), _COST),
         Column("READ ms", "READ\nms", _milliseconds(lambda record: record.costs.read_seconds_per_query), _COST),
@@ -180,7 +192,8 @@ def columns_of(table: Comparison) -> list[Column]:
         Column("training steps, time", "training\nsteps, time", _train, _TRAINING),
         Column("training FLOPs", "training\nFLOPs", lambda row: _count(row.trained("flops")), _TRAINING),
     ]
-    optional = {"recalled bits per state byte", "WRITE FLOPs", "READ FLOPs", "training FLOPs"}
+    optional = {"recalled bits per state byte", "foreign state", "random state"}
+    optional |= {"WRITE FLOPs", "READ FLOPs", "training FLOPs"}
     return [
         column
         for column in columns

@@ -273,6 +273,32 @@ def test_costs_and_capacity_have_their_columns_and_what_is_missing_is_shown_as_m
     assert "bits/" not in drawn(comparison(demo_records())[0], 80)
 
 
+def test_the_controls_stand_beside_the_scores_and_a_missing_one_is_told():
+    def swapped(record, **scores):
+        return changed(record, swap_test=record.swap_test.model_copy(update=scores))
+
+    steps = {"inner_steps": 2, "evaluation_inner_steps": None}
+    both = [run_record(parameters=steps, right=2), run_record("no_memory")]
+    records = [swapped(both[0], swapped_score=0.125, random_score=0.5), swapped(both[1], queries=96)]
+    [table] = comparison(records)
+    header, *_ = lines = [line.split("|") for line in to_markdown([table]).splitlines() if line.startswith("| ")]
+    at = [[cell.strip() for cell in header].index(name) for name in ("foreign state", "random state")]
+    cells = {line[1].strip(): [line[place].strip() for place in at] for line in lines}
+    assert (cells["gradmem"], cells["no_memory"]) == (["0.12", "0.50"], ["0.07", "–"])
+    flat = {row["method"]: row for row in json.loads(to_json([table]))[0]["rows"]}
+    assert (flat["gradmem"]["foreign_state_score"], flat["gradmem"]["random_state_score"]) == (0.125, 0.5)
+    assert any("over the swap test’s 96 to 128 queries." in line for line in table.caption)
+    absent = "gradmem without a step of WRITE (K = 0) was not run here"
+    assert any(line.startswith(absent) for line in table.caption)
+
+    without = run_record(parameters={**steps, "evaluation_inner_steps": 0}, right=1)
+    [table] = comparison([*records, without])
+    assert not any(line.startswith(absent) for line in table.caption)
+    # A record in which nothing was swapped has no control to show.
+    [table] = comparison([swapped(run_record("rmt"), swapped_score=None, passed=None)])
+    assert "foreign" not in drawn(table, 80) and "Foreign" not in caption(table)
+
+
 def test_what_rows_differ_in_beside_what_their_names_tell_is_said():
     plain = run_record(parameters={"inner_steps": 2, "rate": 1.0, "optimizer": "sgd"})
     other = run_record(right=2, parameters={"inner_steps": 5, "rate": 0.1, "optimizer": "adam"})
