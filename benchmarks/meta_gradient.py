@@ -4,8 +4,8 @@
     python benchmarks/meta_gradient.py --model gpt2 --length 256 512 --steps 1 --batch 2
 
 *naive* is what the paper's code does, written out: eager attention, `create_graph=True` at every inner step, whole
-logits. Times are medians of paired ratios. The gradients are compared first. Where the graphs of all steps would not
-fit into memory, judged by fewer steps, those who keep them are left out.
+logits. Times are medians of paired ratios. The norms of all gradients are compared first. Where the graphs of all steps
+would not fit into memory, judged by fewer steps, those who keep them are left out.
 """
 
 import argparse

@@ -142,3 +142,21 @@ def test_what_cannot_be_compiled_rightly_is_run_plainly_after_one_warning(name, 
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         torch.testing.assert_close(gradients("compiled"), gradients("unrolled"))
+
+
+def test_without_a_c_compiler_the_plain_steps_are_taken_after_one_warning(monkeypatch, tmp_path):
+    # The code generator itself, with a compiler that is not there and nothing compiled before.
+    monkeypatch.setattr(compiled, "_compiled", torch.compile(compiled._slope, fullgraph=True, dynamic=False))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    bent, start, factors = Bent(), draw(3, 5, 3).requires_grad_(), draw(3, 5, 3)
+
+    def gradients(engine: str) -> tuple[torch.Tensor, ...]:
+        memory = Descent(engine=engine)(bent.loss, start, 2, 0.2, inputs=(factors,), parameters=[bent.weight])
+        return torch.autograd.grad(memory.sin().sum(), [start, bent.weight])
+
+    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",), "fx_graph_cache": False}):
+        with pytest.warns(UserWarning, match="WRITE is not compiled: .*(C\\+\\+ compiler|no-such-compiler)") as caught:
+            found = gradients("compiled")
+            gradients("compiled")
+    assert len([one for one in caught if "WRITE is not compiled" in str(one.message)]) == 1
+    torch.testing.assert_close(found, gradients("unrolled"))

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from methods.matrix import CONTROL, backbone, build
+from methods.matrix import CONTROL, METHODS, backbone, build
 
 from gradmem_bench.config import Budget
 from gradmem_bench.errors import UserError
@@ -29,6 +29,17 @@ def test_without_control_tokens_nothing_is_drawn_and_nothing_learned():
     torch.manual_seed(0)
     assert torch.equal(drawn[0], MemoryVectors(3, backbone("llama"), None).vectors)
     assert not torch.equal(drawn[0], drawn[1])
+
+
+@pytest.mark.parametrize("name", ["gradmem", "rmt", "armt"])
+def test_vectors_begin_with_the_spread_that_is_asked_for_or_that_of_the_embeddings(name):
+    method_class, on = METHODS[name][0], backbone("llama")
+    for std, expected in ((0.3, 0.3), (None, float(on.model.get_input_embeddings().weight.std()))):
+        torch.manual_seed(0)
+        given = method_class.Parameters(memory_vectors=200, memory_std=std)
+        vectors = method_class(on, given).memory.vectors
+        # 6,400 numbers: one standard error of their deviation is 0.9 %.
+        assert float(vectors.std()) == pytest.approx(expected, rel=0.05)
 
 
 @pytest.mark.parametrize("name", ["gradmem", "rmt"])
