@@ -59,7 +59,11 @@ def in_micro_batches(
         gradients = [_sum(old, new) for old, new in zip(gradients, found, strict=True)]
         totals.append(total)
         terms = {name: term + terms.get(name, 0) for name, term in named.items()}
-    return _Known.apply(torch.stack(totals).sum(), gradients, *learned), terms
+    # What has no gradient stays out of the graph, where data parallelism would wait for it.
+    known = [(one, gradient) for one, gradient in zip(learned, gradients, strict=True) if gradient is not None]
+    return _Known.apply(
+        torch.stack(totals).sum(), [gradient for _, gradient in known], *(one for one, _ in known)
+    ), terms
 
 
 def _sum(old: Tensor | None, new: Tensor | None) -> Tensor | None:
@@ -70,11 +74,11 @@ class _Known(Function):
     """A number whose gradient is known."""
 
     @staticmethod
-    def forward(ctx: Any, total: Tensor, gradients: list[Tensor | None], *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, total: Tensor, gradients: list[Tensor], *parameters: Tensor) -> Tensor:
         ctx.gradients = gradients
         return total.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, weight: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *(None if one is None else weight * one for one in ctx.gradients)
+        return None, None, *(weight * one for one in ctx.gradients)

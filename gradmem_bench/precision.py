@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor
 
 
@@ -42,6 +42,8 @@ def accelerator_for(device: str, dtype: str, folder: Path | None) -> Accelerator
     """
     round_products(dtype)
     return Accelerator(
+        # In first order WRITE's own head is a parameter without a gradient.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         cpu=device == "cpu",
         mixed_precision="bf16" if dtype == "bfloat16" else "no",
         log_with="tensorboard" if folder else None,
