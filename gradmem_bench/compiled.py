@@ -103,7 +103,9 @@ def _trusted(
     device = memory.device.type
     autocast, rounded = in_force(device)
     mode = getattr(loss, "__name__", ""), torch.is_grad_enabled(), getattr(owner, "training", None), autocast, rounded
-    key = (mode, memory.shape, memory.dtype, device, *((one.shape, one.dtype) for one in inputs))
+    shapes = memory.shape, memory.dtype, memory.device, *((one.shape, one.dtype) for one in inputs)
+    # What is frozen is compiled for itself.
+    key = mode, shapes, tuple(one.requires_grad for one in parameters)
     if key not in seen:
         if not all(seen.values()):
             return False

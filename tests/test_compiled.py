@@ -87,7 +87,7 @@ def test_a_batch_of_any_size_is_run_in_few_shapes():
     for batch in range(1, 14):
         compiled_slope(bent.loss, draw(batch, 4, 3), (draw(batch, 4, 3),), [bent.weight], 4)
     seen = compiled._verdicts[bent]
-    assert sorted(key[1][0] for key in seen) == [1, 2, 4]
+    assert sorted(shapes[0][0] for _, shapes, _ in seen) == [1, 2, 4]
 
 
 def test_what_is_compiled_anew_behind_a_trusted_shape_is_not_refused():
