@@ -171,7 +171,8 @@ def heat_map(table: Sequence[Line]) -> dict[tuple[str, str], dict[int, Line]]:
 
 
 def heat_map_report(table: Sequence[Line], metric: str) -> "RenderableType":
-    """One block a training: its seeds, their mean and the paper's where it has any, against K at evaluation."""
+    """One block a training: its seeds, their mean with its interval, and the paper's where it has any, against K at
+    evaluation."""
     parts: list[RenderableType] = []
     for (name, setting), by_steps in heat_map(table).items():
         steps = sorted(by_steps)
@@ -182,6 +183,9 @@ def heat_map_report(table: Sequence[Line], metric: str) -> "RenderableType":
         rows = [[f"seed {seed}", *(_number(scores[step].get(seed), 2) for step in steps)] for seed in seeds]
         if len(seeds) > 1:
             rows.append(["mean", *(_number(means[step], 2) for step in steps)])
+        found = [by_steps[step].interval(metric) or (None, None) for step in steps]
+        for place, side in enumerate(("low", "high")):
+            rows.append([f"95 % {side}", *(_number(interval[place], 2) for interval in found)])
         if any(value is not None for value in paper.values()):
             rows.append(["paper", *(_number(paper.get(step), 2) for step in steps)])
             gap = [

@@ -51,3 +51,13 @@ def test_an_interval_over_seeds_is_that_of_compare(tmp_path):
     alone, exact = Line("GradMem", {}, [0], {0: line.records[0]}), records[0].metrics["exact_match"]
     assert alone.interval("exact_match") == (exact.low, exact.high)
     assert Line("GradMem", {}, [0], {}).interval("exact_match") is None
+    # A heat map has the same one, beneath the mean.
+    line.setting = {"evaluation_inner_steps": 2}
+    file = StringIO()
+    Console(file=file, width=80).print(heat_map_report([line], "exact_match"))
+    shown = [text.split() for text in file.getvalue().splitlines()]
+    assert ["mean", "0.67"] in shown
+    assert [
+        ["95", "%", side, f"{value:.2f}"] in shown
+        for side, value in zip(("low", "high"), line.interval("exact_match"), strict=True)
+    ] == [True, True]
