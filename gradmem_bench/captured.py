@@ -174,7 +174,7 @@ def _give_back(pool: tuple[int, int]) -> None:
     """Frees what a recording that failed had reserved: PyTorch before #190348 keeps it (seen with 2.11, by the same
     call), and a later one, which has freed it by itself, refuses."""
     gc.collect()
-    with suppress(RuntimeError):
+    with suppress(RuntimeError, AttributeError):
         torch._C._cuda_releasePool(torch.cuda.current_device(), pool)
     torch.cuda.empty_cache()
 

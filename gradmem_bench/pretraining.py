@@ -144,8 +144,8 @@ def resolve(
 
 
 def perform(plan: Pretraining, output: Path, display: RunDisplay) -> dict[str, Any]:
-    """Trains what is missing of it, and leaves a Hugging Face folder with its record in `output`, its weights in the
-    precision that products were computed in.
+    """Trains what is missing of it, and leaves a Hugging Face folder with its record in `output`, its weights in
+    float32, or in bfloat16 where that was the dtype.
 
     Raises:
         UserError: training diverged, there is too little text, or `output` cannot be written to or holds another
@@ -188,7 +188,7 @@ def perform(plan: Pretraining, output: Path, display: RunDisplay) -> dict[str, A
             display.note(f"goes on from the checkpoint of step {trainer.progress.step}")
         progress = trainer.run()
         accelerator.end_training()
-    # What was only ever multiplied in bfloat16 is kept in as many bits.
+    # Nearly all of them were only ever multiplied in bfloat16, and half as many bytes can be handed on.
     kept = backbone.model.to(torch.bfloat16) if plan.dtype == "bfloat16" else backbone.model
     kept.save_pretrained(output)
     backbone.tokenizer.save_pretrained(output)

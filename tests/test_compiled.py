@@ -113,6 +113,15 @@ def test_operations_that_are_counted_are_run_one_by_one():
     assert all(compiled._verdicts[bent].values()) and compiled._verdicts[bent]
 
 
+def test_what_is_frozen_is_checked_by_itself():
+    bent, memory, factors = Bent(), draw(2, 4, 3).requires_grad_(), draw(2, 4, 3)
+    for trained in (True, False):
+        bent.weight.requires_grad_(trained)
+        found = compiled_slope(bent.loss, memory, (factors,), [bent.weight], None)
+        torch.testing.assert_close(found, by_hand(bent, memory, factors))
+    assert [*compiled._verdicts[bent].values()] == [True, True]
+
+
 def test_where_no_gradient_is_recorded_none_comes_back():
     bent, memory, factors = Bent(), draw(2, 4, 3), draw(2, 4, 3)
     with torch.no_grad():

@@ -39,7 +39,8 @@ def pretrain(
     device: RunDevice = Device.auto,
     dtype: RunDtype = Dtype.float32,
 ) -> None:
-    """Train a small language model on plain text, for --backbone.
+    """Train a small language model on plain text, for --backbone. With --dtype bfloat16 its weights are kept in
+    bfloat16 at the end, and scored as they are kept.
 
     [dim]gradmem-bench pretrain --preset llama_26m --data TEXTS --output lm --dtype bfloat16[/]
     """

@@ -99,14 +99,19 @@ def _control_lines(records: Sequence[RunRecord]) -> Iterable[str]:
             "Foreign, random: the share of right answers from another context’s state, and from one of random numbers, "
             f"over the swap test’s {several} queries."
         )
-    steps = {one.method.name: set() for one in records if one.method.parameters.get("inner_steps")}
+    asked: dict[tuple[str, str], set[int | None]] = {}
     for one in records:
-        if one.method.name in steps and "evaluation_inner_steps" in one.method.parameters:
-            steps[one.method.name].add(one.method.parameters["evaluation_inner_steps"])
-    for name in (name for name, found in steps.items() if found and 0 not in found):
+        parameters = one.method.parameters
+        if parameters.get("inner_steps") and "evaluation_inner_steps" in parameters:
+            trained = repr({key: value for key, value in parameters.items() if key != "evaluation_inner_steps"})
+            asked.setdefault((one.method.name, trained), set()).add(parameters["evaluation_inner_steps"])
+    without = [name for (name, _), steps in asked.items() if 0 not in steps]
+    for name in dict.fromkeys(without):
+        settings = sum(other == name for other, _ in asked)
+        some = f" in {without.count(name)} of its {settings} settings" if settings > 1 else ""
         yield (
-            f"{name} without a step of WRITE (K = 0) was not run here: --set {name}.evaluation_inner_steps=0 shows "
-            "what the steps do, and trains nothing anew."
+            f"{name} without a step of WRITE (K = 0) was not run here{some}: --set {name}.evaluation_inner_steps=0 "
+            "shows what the steps do, and trains nothing anew where the weights are kept."
         )
 
 

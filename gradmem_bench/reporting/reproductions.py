@@ -200,7 +200,8 @@ def heat_map_report(table: Sequence[Line], metric: str) -> "RenderableType":
             rows.append(["random", *random])
         parts += [Text(f"{name}, {setting}".rstrip(", "), style="bold"), _grid(["K =", *map(str, steps)], rows, left=1)]
         parts.append(Text(""))
-    return Group(*parts)
+    over = "over seeds, as compare has it" if any(len(line.seeds) > 1 for line in table) else "over contexts"
+    return Group(*parts, Text(f"95 %: the interval of the mean, {over}. foreign, random: from such a state."))
 
 
 def _all(line: Line) -> list["RunRecord"]:

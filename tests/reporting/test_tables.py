@@ -294,6 +294,9 @@ def test_the_controls_stand_beside_the_scores_and_a_missing_one_is_told():
     without = run_record(parameters={**steps, "evaluation_inner_steps": 0}, right=1)
     [table] = comparison([*records, without])
     assert not any(line.startswith(absent) for line in table.caption)
+    # Of one training it says nothing of another.
+    [table] = comparison([*records, without, run_record(parameters={**steps, "inner_steps": 1}, right=3)])
+    assert any(line.startswith(f"{absent} in 1 of its 2 settings") for line in table.caption)
     # A record in which nothing was swapped has no control to show.
     [table] = comparison([swapped(run_record("rmt"), swapped_score=None, passed=None)])
     assert "foreign" not in drawn(table, 80) and "Foreign" not in caption(table)
