@@ -77,6 +77,8 @@ def run(line: str, environment: Environment, stand_ins: dict[str, str]) -> None:
         forget(Path.cwd())
         brief = [] if "--no-train" in arguments else BRIEF
         tiny = [*TINY, *brief] if arguments[0] == "run" else []
+        if arguments[0] == "check" and "--backbone" not in arguments:
+            tiny = ["--backbone=llama-2x32"]
         done = command(*arguments, *tiny)
         assert done.code == 0, f"{line}\n{done.output}\n{done.errors}"
     elif program in ("pip", "pytest"):

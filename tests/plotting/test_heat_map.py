@@ -86,8 +86,8 @@ def test_the_map_of_the_published_writing_runs_has_their_published_means():
         published |= {(block.split("\n")[0], column): float(mean) for column, mean in zip(columns, means, strict=True)}
     assert len(published) == 21 and published["2", "2"] == 0.93
     found = cells(drawn("steps", WRITING))
-    # Beside them, one query a context and a learned inner learning rate.
-    assert len(found) == 23
+    # Beside them, one query a context, with as many steps and with as many seconds, and a learned inner learning rate.
+    assert len(found) == 25
     apart = ("queries_per_context", "learned_inner_learning_rate")
     alike = {where: text for where, text in found.items() if not any(one in where[0] for one in apart)}
     shown = {(row.partition(",")[0], column): text for (row, column), text in alike.items()}
