@@ -101,6 +101,15 @@ class Scale(StrictModel):
     """Arguments of benchmarks/meta_gradient.py, one list a call."""
 
 
+class Longest(StrictModel):
+    """The longest context at which a score is reached, which a paper may publish in the place of the scores."""
+
+    sizes: dict[str, int] = Field(min_length=1)
+    """How long the contexts of a task are."""
+    at: list[float] = Field(min_length=1)
+    """The scores."""
+
+
 class Experiment(StrictModel):
     """How a figure is made."""
 
@@ -111,6 +120,7 @@ class Experiment(StrictModel):
     """Name of the published numbers; `None` is the figure's own."""
     metric: Literal[tuple(METRICS)] = "teacher_forced_exact_match"
     report: Literal["rows", "heat_map", "losses", "performance"] = "rows"
+    longest: Longest | None = None
     notes: list[str] = []
     """What was put right beside the published comparison, and what to read with care."""
     scales: dict[Literal["tiny", "small", "paper"], Scale] = Field(min_length=1)

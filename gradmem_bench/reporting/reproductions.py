@@ -17,6 +17,7 @@ from gradmem_bench.metrics import METRICS
 from gradmem_bench.paper import PaperFigure, PaperRow
 from gradmem_bench.reconstruction import PARTS_FILE
 from gradmem_bench.reporting.examples import Examples
+from gradmem_bench.reporting.longest import reached
 from gradmem_bench.reproduction import Experiment, Run, Scale
 from gradmem_bench.results import read_examples
 from gradmem_bench.statistics import estimate
@@ -43,6 +44,7 @@ class Line:
     without_steps: dict[int, "RunRecord"] = field(default_factory=dict)
     """The same checkpoints at K = 0."""
     paper: PaperRow | None = None
+    task: str = ""
 
     def scores(self, metric: str) -> dict[int, float]:
         found = {seed: record.metrics[metric].value for seed, (_, record) in self.records.items()}
@@ -70,7 +72,7 @@ def lines(experiment: Experiment, runs: Sequence[Run], archive: Archive, paper: 
     """The rows in the order of the experiment, with the published number of the same method, task and setting."""
     made: dict[Any, Line] = {}
     for run in runs:
-        line = made.setdefault(run.row, Line(run.name, dict(run.setting), [], {}))
+        line = made.setdefault(run.row, Line(run.name, dict(run.setting), [], {}, task=run.task))
         line.seeds.append(run.seed)
         if found := archive.find(run):
             line.records[run.seed] = found
@@ -104,22 +106,28 @@ def _with(value: float | None, interval: tuple[float | None, float | None] | Non
     return f"{value:.3f} [{interval[0]:.2f}, {interval[1]:.2f}]"
 
 
-def _grid(headers: Iterable[str], rows: Iterable[Sequence[str]], left: int = 2) -> Table:
+def _grid(headers: Iterable[str], rows: Sequence[Sequence[str]], left: int = 2) -> Table:
+    """A table of `rows`, of which one with a single cell is a heading of those below it."""
     grid = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), collapse_padding=True)
     for index, header in enumerate(headers):
         # A number with its interval is read in one line; a list of many seeds may take several.
-        whole = index >= left and max(map(len, (row[index] for row in rows)), default=0) <= _ONE_LINE
+        whole = index >= left and max((len(row[index]) for row in rows if len(row) > 1), default=0) <= _ONE_LINE
         grid.add_column(Text(header), justify="left" if index < left else "right", overflow="fold", no_wrap=whole)
     for row in rows:
-        grid.add_row(*(Text(cell) for cell in row))
+        grid.add_row(*(Text(cell) for cell in row), style="" if len(row) > 1 else "bold")
     return grid
 
 
 def rows_report(table: Sequence[Line], metric: str, solved_at: float) -> "RenderableType":
     """Means beside the paper's, where it has any, then every seed with its controls."""
-    is_published = any(line.paper is not None for line in table)
+    is_published = any(line.paper is not None and line.paper.value is not None for line in table)
     compared, seeds = [], []
-    for line in table:
+    tasks, task = list(dict.fromkeys(line.task for line in table)), None
+    for line in sorted(table, key=lambda line: tasks.index(line.task)):
+        if len(tasks) > 1 and line.task != task:
+            task = line.task
+            compared.append([task])
+            seeds.append([task])
         scores = line.scores(metric)
         mean = fmean(scores.values()) if scores else None
         paper = line.paper
@@ -276,11 +284,10 @@ def _span(counts: set[int]) -> str:
     return " to ".join(f"{count:,}" for count in sorted({min(counts), max(counts)}))
 
 
-def _published_alone(table: Sequence[Line], paper: PaperFigure | None) -> list[str]:
-    """The published numbers that stand beside nothing, one text a method, task and metric."""
+def _published_alone(beside: Sequence[PaperRow | None], paper: PaperFigure | None) -> list[str]:
+    """The published numbers that stand `beside` nothing of ours, one text a method, task and metric."""
     if paper is None:
         return []
-    beside = [line.paper for line in table if line.paper is not None]
     found: dict[tuple[str, str, str], list[str]] = {}
     for row in paper.rows:
         if row not in beside and row.value is not None:
@@ -319,6 +326,11 @@ def report(
         body = losses_report(table, metric)
     else:
         body = rows_report(table, metric, scale.solved_at)
+    beside = [line.paper for line in table]
+    if experiment.longest and (lengths := reached(table, metric, experiment.longest, paper)):
+        beside += [one.paper for one in lengths]
+        headers = ["longest N", "setting", f"{metric.replace('_', ' ')} ≥", "ours [95 %]", "paper", "difference"]
+        body = Group(body, Text(""), _grid(headers, [one.cells for one in lengths]))
     wanted, made = sum(len(line.seeds) for line in table), sum(len(line.records) for line in table)
     notes = [scale.about, *experiment.notes]
     if table:
@@ -327,5 +339,5 @@ def report(
     if paper is not None:
         notes.append(f"Paper: {paper.source}.")
     if experiment.report != "performance":
-        notes += [f"published, and not run at this scale: {text}" for text in _published_alone(table, paper)]
+        notes += [f"published, and not run at this scale: {text}" for text in _published_alone(beside, paper)]
     return Group(title, Text(""), body, Text(""), *(Text(note, style="dim") for note in notes))

@@ -1,0 +1,60 @@
+"""The longest context at which a score is reached, by its mean and by both of its bounds."""
+
+from io import StringIO
+
+import pytest
+from records import write_run
+from rich.console import Console
+
+from gradmem_bench.paper import PaperFigure, PaperRow
+from gradmem_bench.reporting.longest import reached
+from gradmem_bench.reporting.reproductions import Line, rows_report
+from gradmem_bench.reproduction import Longest
+
+LONGEST = Longest(sizes={"words_8": 8, "words_16": 16, "words_32": 32}, at=[0.95, 0.999])
+
+
+@pytest.fixture
+def table(tmp_path) -> list[Line]:
+    """100 of 100, 96 of 100 and 90 of 100 right, for 8, 16 and 32 words."""
+    lines = []
+    for task, wrong in {"words_8": 0, "words_16": 4, "words_32": 10}.items():
+        folder = tmp_path / task
+        record = write_run(folder, [index >= wrong for index in range(100)])
+        lines.append(Line("GradMem", {"memory_vectors": 1}, [0], {0: (folder / "run.json", record)}, task=task))
+    return lines
+
+
+def test_a_length_is_reached_by_the_mean_and_by_each_bound(table):
+    # 95 % of 96 of 100 begins below 0.95 and ends above it; that of 100 of 100 begins at 0.96.
+    row = PaperRow(
+        method="GradMem",
+        task="words",
+        setting={"memory_vectors": 1},
+        metric="longest N with exact_match of 0.95 or more",
+        value=32,
+    )
+    first, second = reached(table, "exact_match", LONGEST, PaperFigure(figure="f", rows=(row,)))
+    assert first.sizes == (16, 8, 16) and first.paper == row
+    assert first.cells == ["GradMem", "m 1", "0.95", "16 [8, 16]", "32", "-16"]
+    # No more than a perfect score reaches 0.999, and what is published of 0.95 is not beside it.
+    assert second.sizes == (8, None, 8) and second.cells[3:] == ["8 [none, 8]", "–", "–"]
+
+
+def test_nothing_is_said_of_lengths_of_which_one_was_not_run(table):
+    table[1].records.clear()
+    assert [one.cells[3] for one in reached(table, "exact_match", LONGEST, None)] == ["missing", "missing"]
+    # A row of a task that has no length is none of them.
+    table[1].task = "another"
+    assert [one.sizes[0] for one in reached(table, "exact_match", LONGEST, None)] == [8, 8]
+
+
+def test_rows_of_several_tasks_stand_below_the_name_of_each(table):
+    file = StringIO()
+    mixed = [table[0], table[2], Line("RMT", {}, [0], {}, task="words_8")]
+    Console(file=file, width=80).print(rows_report(mixed, "exact_match", 0.9))
+    first = [line.split()[0] for line in file.getvalue().split("each seed")[0].splitlines() if line.strip()]
+    assert first[2:6] == ["words_8", "GradMem", "RMT", "words_32"]
+    alone = StringIO()
+    Console(file=alone, width=80).print(rows_report(table[:1], "exact_match", 0.9))
+    assert "words_8" not in alone.getvalue()
