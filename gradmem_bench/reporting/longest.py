@@ -20,7 +20,7 @@ class Reached:
     setting: str
     at: float
     sizes: tuple[int | None, int | None, int | None] | None
-    """By the mean, its lower and its upper bound; each `None` where no length reaches it, all where runs are missing."""
+    """By the mean, its lower and its upper bound, `None` where no length reaches it; `None` where runs are missing."""
     paper: PaperRow | None
 
     @property
