@@ -26,6 +26,7 @@ from gradmem_bench.methods.base import MemoryMethod
 from gradmem_bench.methods.no_memory import NoMemory
 from gradmem_bench.output import check_writable
 from gradmem_bench.precision import accelerator_for
+from gradmem_bench.processes import is_first
 from gradmem_bench.reporting.progress import RunDisplay
 from gradmem_bench.results import code_version, environment
 from gradmem_bench.training import PROGRESS_FILE, Autocast, Progress, Trainer
@@ -143,9 +144,9 @@ def resolve(
     return Pretraining(recipe, backbone, training, files, shape, seed, device, dtype)
 
 
-def perform(plan: Pretraining, output: Path, display: RunDisplay) -> dict[str, Any]:
+def perform(plan: Pretraining, output: Path, display: RunDisplay) -> dict[str, Any] | None:
     """Trains what is missing of it, and leaves a Hugging Face folder with its record in `output`, its weights in
-    float32, or in bfloat16 where that was the dtype.
+    float32, or in bfloat16 where that was the dtype; `None` in a process that only trains.
 
     Raises:
         UserError: training diverged, there is too little text, or `output` cannot be written to or holds another
@@ -187,7 +188,10 @@ def perform(plan: Pretraining, output: Path, display: RunDisplay) -> dict[str, A
         if trainer.resume():
             display.note(f"goes on from the checkpoint of step {trainer.progress.step}")
         progress = trainer.run()
-        accelerator.end_training()
+        for tracker in accelerator.trackers:
+            tracker.finish()
+    if not is_first():
+        return None
     # Nearly all of them were only ever multiplied in bfloat16, and half as many bytes can be handed on.
     kept = backbone.model.to(torch.bfloat16) if plan.dtype == "bfloat16" else backbone.model
     kept.save_pretrained(output)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from gradmem_bench import checkpoints
+from gradmem_bench import checkpoints, processes
 from gradmem_bench.backbone import Backbone
 from gradmem_bench.config import Budget
 from gradmem_bench.errors import UserError
@@ -54,8 +54,8 @@ _PROFILED_DOCUMENTS = 200
 """Among so many the costs of those of median length are measured."""
 
 
-def perform(plan: Plan, output: Path, display: RunDisplay) -> RunRecord:
-    """Makes the run in its own folder below `output`, or what is missing of it.
+def perform(plan: Plan, output: Path, display: RunDisplay) -> RunRecord | None:
+    """Makes the run in its own folder below `output`, or what is missing of it; `None` in a process that only trains.
 
     Raises:
         UserError: the folder cannot be written to or a file in it is damaged, training diverged, or a state broke its
@@ -78,6 +78,8 @@ def perform(plan: Plan, output: Path, display: RunDisplay) -> RunRecord:
         stages = [] if source else _stages(plan, backbone, display)
     folder.mkdir(parents=True, exist_ok=True)
     training = _trained(plan, method, source, stages, folder, accelerator, display, initial_checkpoint)
+    if not processes.is_first():
+        return None
     evaluator = Evaluator(method, plan.task, _EVALUATION_BATCH, plan.budget, accelerator.autocast)
     with display.working("which queries were trained on"):
         seen = plan.task.seen_in_training(plan.split)
@@ -176,11 +178,16 @@ def _trained(
             if trainer.resume():
                 display.note(f"goes on from the checkpoint of step {trainer.progress.step}")
             progress = trainer.run()
-            accelerator.end_training()
+            for tracker in accelerator.trackers:
+                tracker.finish()
         method.settings = plan.parameters
         training = _training_record(plan, method, progress, initial_checkpoint)
-        save_method(plan, method, training, progress, path)
-    (folder / PROGRESS_FILE).unlink(missing_ok=True)
+        if processes.is_first():
+            save_method(plan, method, training, progress, path)
+        # Each of them looks for it before the next training.
+        accelerator.wait_for_everyone()
+    if processes.is_first():
+        (folder / PROGRESS_FILE).unlink(missing_ok=True)
     return training
 
 
@@ -211,6 +218,7 @@ def _training_record(
         tokens=progress.tokens,
         flops=progress.flops,
         seconds=progress.seconds,
+        processes=processes.count(),
         seed=plan.options.seed,
         tuned_trials=plan.training.tuned_trials,
         trained_parameters=sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad),

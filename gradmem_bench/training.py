@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -160,6 +161,8 @@ class Trainer:
         accelerator: device, precision and processes.
         identity: what the training is; a checkpoint of another identity is refused.
         report: called with the progress and the newest loss at each step and each validation, for the display.
+    Raises:
+        UserError: the processes cannot have equal shares of a batch.
     """
 
     def __init__(
@@ -173,6 +176,11 @@ class Trainer:
         identity: dict[str, Any],
         report: Callable[[Progress, float, bool], None],
     ) -> None:
+        if config.batch_size % accelerator.num_processes:
+            raise UserError(
+                f"A batch of {config.batch_size} contexts cannot be shared equally by {accelerator.num_processes} "
+                "processes; set training.batch_size to a multiple of them."
+            )
         self.stages, self.config, self.seed, self.folder = stages, config, seed, folder
         self.accelerator, self.identity, self.report = accelerator, identity, report
         self.method = method
@@ -297,8 +305,10 @@ class Trainer:
                 loss = self._step(next(batches))
                 progress.step += 1
                 last = progress.step == config.steps
-                if config.seconds is not None and progress.seconds + time.perf_counter() - started >= config.seconds:
-                    last, progress.stopped_because = True, f"{config.seconds:g} seconds were spent"
+                if config.seconds is not None:
+                    spent = self._of_first(progress.seconds + time.perf_counter() - started)
+                    if spent >= config.seconds:
+                        last, progress.stopped_because = True, f"{config.seconds:g} seconds were spent"
                 validate = last or progress.step % config.evaluate_every == 0
                 if validate:
                     self._validate(loss, last)
@@ -338,7 +348,7 @@ class Trainer:
         self.terms = terms
         if counter:
             self.step_flops = counter.get_total_flops()
-        progress.flops += self.step_flops
+        progress.flops += self.step_flops * self.accelerator.num_processes
         norm = self.accelerator.clip_grad_norm_(self.parameters, config.max_grad_norm)
         # Read together: each reading waits for a GPU.
         total, norm = torch.stack([torch.stack(totals).sum(), norm]).tolist()
@@ -358,10 +368,16 @@ class Trainer:
         progress.tokens += int(tokens) * self.accelerator.num_processes
         return total
 
+    def _of_first(self, value: float) -> float:
+        """The first process's value in each of them: what decides how to go on has to be one number."""
+        if self.accelerator.num_processes == 1:
+            return value
+        return float(broadcast(torch.tensor(value, dtype=torch.float64, device=self.accelerator.device)))
+
     def _validate(self, loss: float, last: bool) -> None:
         progress, config = self.progress, self.config
         stage = self.stages[progress.stage]
-        score = stage.score(self.method, config, self.accelerator.autocast)
+        score = self._of_first(stage.score(self.method, config, self.accelerator.autocast))
         rate = self.learning_rate(progress.step - 1)
         row = {"step": progress.step, "stage": progress.stage, "loss": loss, "score": score, "learning_rate": rate}
         progress.history.append({**row, "contexts": stage.scored, "seconds": round(progress.seconds, 3)})

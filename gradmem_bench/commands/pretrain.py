@@ -56,9 +56,10 @@ def pretrain(
     from rich.console import Console
 
     from gradmem_bench.pretraining import perform, resolve
+    from gradmem_bench.processes import is_first
     from gradmem_bench.reporting.progress import RunDisplay
 
-    console = Console()
+    console = Console(quiet=not is_first())
     plan = resolve(recipe, data, given, seed, torch_device(device), dtype.value)
     console.rule(f"[bold]{recipe.name}[/] · {plan.backbone.name}", align="left")
     perform(plan, output, RunDisplay(console))

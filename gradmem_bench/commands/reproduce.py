@@ -47,9 +47,16 @@ def reproduce(
 
     [dim]gradmem-bench reproduce fig3 --scale tiny[/]
     """
+    from gradmem_bench import processes
+    from gradmem_bench.errors import UserError
     from gradmem_bench.output import check_writable
     from gradmem_bench.reproduction import experiments, scale_of
 
+    if processes.count() > 1:
+        raise UserError(
+            f"reproduce works in one process, and {processes.count()} were started; start it without torchrun, or make "
+            "its runs with gradmem-bench run, which trains in several."
+        )
     found = experiments(figure)
     # Of several figures those are made that have such a scale.
     having = [one for one in found if scale in one.scales] or found

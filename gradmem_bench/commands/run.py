@@ -71,9 +71,10 @@ def run(
     )
     from rich.console import Console
 
+    from gradmem_bench.processes import is_first
     from gradmem_bench.reporting.plans import describe, overview
 
-    console = Console()
+    console = Console(quiet=not is_first())
     if dry_run:
         for plan in plans:
             console.print(describe(plan, output, in_full=len(plans) == 1))
@@ -92,6 +93,8 @@ def run(
     for number, plan in enumerate(plans, start=1):
         display.begin(plan, number, len(plans))
         records.append(perform(plan, output, display))
+    if not is_first():
+        return
     console.print()
     for table in comparison(records):
         console.print(to_rich(table, console.width))

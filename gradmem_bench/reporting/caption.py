@@ -390,7 +390,9 @@ def _machine_line(records: Sequence[RunRecord]) -> str:
         machine, code = record.environment, record.code
         threads = f"{machine.threads} thread{'s' * (machine.threads != 1)}"
         batch = record.costs.batch_size
-        machines[f"{machine.device}, {machine.dtype}, {threads}, evaluated {batch} at a time"] = None
+        shared = record.training.processes if record.training else 1
+        trained = f"trained by {shared} processes, " if shared > 1 else ""
+        machines[f"{machine.device}, {machine.dtype}, {threads}, {trained}evaluated {batch} at a time"] = None
         commit = f" ({code.commit[:10]}{', changed' if code.dirty else ''})" if code.commit else ""
         codes[f"{code.version}{commit}"] = None
     unlike = " (unlike, so times do not compare)" if len(machines) > 1 else ""

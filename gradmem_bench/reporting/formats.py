@@ -131,7 +131,16 @@ def _flat(row: Row) -> dict[str, Any]:
         "score_by_seed": _by_seed(row.by_seed()),
         **{
             f"train_{name}": row.trained(name)
-            for name in ("steps", "queries", "tokens", "flops", "seconds", "tuned_trials", "trained_parameters")
+            for name in (
+                "steps",
+                "queries",
+                "tokens",
+                "flops",
+                "seconds",
+                "processes",
+                "tuned_trials",
+                "trained_parameters",
+            )
         },
         "backbone": backbone.name,
         "backbone_weights_hash": backbone.weights_hash,

@@ -158,6 +158,8 @@ class TrainingRecord(Part):
     """Floating-point operations, where they were counted."""
     seconds: float
     """Wall-clock seconds, validation included."""
+    processes: int = 1
+    """How many worked on it together, each on a GPU of its own where there are some."""
     seed: int
     """Seed of the weights that training adds, of the order of the data and of dropout."""
     tuned_trials: int
