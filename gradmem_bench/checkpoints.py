@@ -45,7 +45,8 @@ def share(source: Path, path: Path) -> None:
 def load(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What `save` wrote; raises UserError when the file is missing, damaged, or of another schema."""
     about = read_about(path)
-    with safe_open(path, "pt", device=device) as file:
+    # Of several processes on a CPU accelerate calls each one's device by a number, which safetensors does not know.
+    with safe_open(path, "pt", device="cpu" if device.startswith("cpu") else device) as file:
         return {name: file.get_tensor(name) for name in file.keys()}, about
 
 

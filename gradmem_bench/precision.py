@@ -1,11 +1,10 @@
 """Where a training or an evaluation is computed, and how precisely."""
 
 from collections.abc import Iterable
-from datetime import timedelta
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor
 
 
@@ -43,12 +42,8 @@ def accelerator_for(device: str, dtype: str, folder: Path | None) -> Accelerator
     """
     round_products(dtype)
     return Accelerator(
-        kwargs_handlers=[
-            # In first order WRITE's own head is a parameter without a gradient.
-            DistributedDataParallelKwargs(find_unused_parameters=True),
-            # Between two trainings the others wait until the first process has evaluated.
-            InitProcessGroupKwargs(timeout=timedelta(days=7)),
-        ],
+        # In first order WRITE's own head is a parameter without a gradient.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         cpu=device == "cpu",
         mixed_precision="bf16" if dtype == "bfloat16" else "no",
         log_with="tensorboard" if folder else None,

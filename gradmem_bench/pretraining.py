@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from gradmem_bench import processes
 from gradmem_bench.backbone import Backbone
 from gradmem_bench.batch import Batch
 from gradmem_bench.config import BackboneConfig, PretrainingRecipe, StrictModel, TrainingConfig, fingerprint, validated
@@ -26,7 +27,6 @@ from gradmem_bench.methods.base import MemoryMethod
 from gradmem_bench.methods.no_memory import NoMemory
 from gradmem_bench.output import check_writable
 from gradmem_bench.precision import accelerator_for
-from gradmem_bench.processes import is_first
 from gradmem_bench.reporting.progress import RunDisplay
 from gradmem_bench.results import code_version, environment
 from gradmem_bench.training import PROGRESS_FILE, Autocast, Progress, Trainer
@@ -155,7 +155,11 @@ def perform(plan: Pretraining, output: Path, display: RunDisplay) -> dict[str, A
     code_version()  # What the record will name is what is loaded now.
     configuration = plan.configuration()
     record_file = output / RECORD_FILE
-    if record_file.exists():
+    # All of them look before the first can have written anything.
+    processes.meet(plan.device)
+    made = record_file.exists()
+    processes.meet(plan.device)
+    if made:
         record = json.loads(record_file.read_text())
         if record["configuration"] != configuration:
             raise UserError(f"{output} holds another pretraining; name another --output or remove it.")
@@ -190,7 +194,7 @@ def perform(plan: Pretraining, output: Path, display: RunDisplay) -> dict[str, A
         progress = trainer.run()
         for tracker in accelerator.trackers:
             tracker.finish()
-    if not is_first():
+    if not processes.is_first():
         return None
     # Nearly all of them were only ever multiplied in bfloat16, and half as many bytes can be handed on.
     kept = backbone.model.to(torch.bfloat16) if plan.dtype == "bfloat16" else backbone.model
@@ -240,6 +244,7 @@ def _record(
         "tokens": progress.tokens,
         "flops": progress.flops,
         "seconds": progress.seconds,
+        "processes": processes.count(),
         "stopped_because": progress.stopped_because,
         "history": progress.history,
     }

@@ -1,6 +1,7 @@
 """Processes that train one method together, as `torchrun` starts them; the first one alone evaluates and writes."""
 
 import os
+from datetime import timedelta
 
 
 def count() -> int:
@@ -11,3 +12,15 @@ def count() -> int:
 def is_first() -> bool:
     """Whether this is the first of them, or the only one."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def meet(device: str) -> None:
+    """Waits until all of them are here, which may be until the first has evaluated.
+
+    Args:
+        device: `cpu` or `cuda`, where they will train.
+    """
+    if count() > 1:
+        from accelerate.state import PartialState
+
+        PartialState(cpu=device == "cpu", timeout=timedelta(days=7)).wait_for_everyone()

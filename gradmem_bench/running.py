@@ -63,7 +63,11 @@ def perform(plan: Plan, output: Path, display: RunDisplay) -> RunRecord | None:
     """
     code_version()  # What the record will name is what is loaded now.
     folder = plan.folder(output)
-    if (folder / "run.json").exists():
+    # All of them look before the first can have written anything, and measure nothing beside another's work.
+    processes.meet(plan.options.device)
+    made = (folder / "run.json").exists()
+    processes.meet(plan.options.device)
+    if made:
         display.note(f"done before, in {folder}")
         return read_record(folder / "run.json")
     check_writable(folder)
@@ -167,7 +171,7 @@ def _trained(
         training = TrainingRecord(**about["training"])
         where = "" if source == path else f", in {source.parent.name}"
         display.note(f"trained before{where}: {training.steps} steps")
-        if source != path:
+        if source != path and processes.is_first():
             checkpoints.share(source, path)
     else:
         identity = {"config_hash": plan.config_hash}

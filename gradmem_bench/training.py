@@ -264,9 +264,8 @@ class Trainer:
         """The batch of (stage, step, step at which the stage began)."""
         stage_index, step, began = place
         stage = self.stages[stage_index]
-        share = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
-        indices = self._indices(stage, step - began)[share]
-        return stage.batch(indices, self.method, self.config, np.random.default_rng([self.seed, step]))
+        generator = np.random.default_rng([self.seed, step])
+        return stage.batch(self._indices(stage, step - began), self.method, self.config, generator)
 
     def _batches(self) -> Iterator[Batch]:
         """The batches from the present step on."""
@@ -301,6 +300,9 @@ class Trainer:
         progress, config = self.progress, self.config
         with closing(self._batches()) as batches:
             while progress.step < config.steps and progress.stopped_because is None:
+                if config.seconds is not None:
+                    # The learning rate depends on them.
+                    progress.seconds = self._of_first(progress.seconds)
                 started = time.perf_counter()
                 loss = self._step(next(batches))
                 progress.step += 1
@@ -330,28 +332,33 @@ class Trainer:
             group["lr"] = self.learning_rate(progress.step)
         # FLOPs are counted once in each interval and taken for all of its steps: counting slows a step down.
         counted = self.step_flops is None or progress.step % config.evaluate_every == 0
-        size, totals, terms = len(whole), [], {}
+        processes = self.accelerator.num_processes
+        share = len(whole) // processes
+        first, totals, terms = self.accelerator.process_index * share, [], {}
         counter = flop_counter() if counted else None
-        pieces = -(-size // config.accumulation_steps)
+        piece = -(-share // config.accumulation_steps)
+        in_parts = processes > 1 or config.accumulation_steps > 1
         with counter or nullcontext():
-            for start in range(0, size, pieces):
-                batch = whole.select(start, min(size, start + pieces)) if config.accumulation_steps > 1 else whole
+            for start in range(first, first + share, piece):
+                batch = whole.select(start, min(first + share, start + piece)) if in_parts else whole
                 if self.accelerator.device.type == "cuda":
                     batch = batch.evened(_MULTIPLE)
                 batch = batch.to(self.accelerator.device)
                 with sdpa_kernel(SDPBackend.MATH) if counted else self.accelerator.autocast():
-                    loss = self.model(batch, whole) if config.accumulation_steps > 1 else self.model(batch)
-                self.accelerator.backward(loss.total)
+                    loss = self.model(batch, whole) if in_parts else self.model(batch)
+                # Each share is a part of the whole batch's loss, and of the processes' gradients a mean is taken.
+                self.accelerator.backward(loss.total * processes)
                 totals.append(loss.total.detach())
                 terms = {name: term + terms.get(name, 0) for name, term in loss.parts.items()}
                 del loss  # What is left of its graph keeps the next one from being recorded (captured.py).
-        self.terms = terms
+        self.terms = self.accelerator.reduce(terms)
         if counter:
             self.step_flops = counter.get_total_flops()
-        progress.flops += self.step_flops * self.accelerator.num_processes
+        progress.flops += self.step_flops * processes
         norm = self.accelerator.clip_grad_norm_(self.parameters, config.max_grad_norm)
         # Read together: each reading waits for a GPU.
-        total, norm = torch.stack([torch.stack(totals).sum(), norm]).tolist()
+        total = self.accelerator.reduce(torch.stack(totals).sum())
+        total, norm = torch.stack([total, norm]).tolist()
         if not math.isfinite(total) or not math.isfinite(norm):
             kept = progress.step - progress.step % config.evaluate_every
             raise UserError(
@@ -362,10 +369,9 @@ class Trainer:
         self.gradient_norm = norm
         self.optimizer.step()
         self.optimizer.zero_grad()
-        progress.contexts += size * self.accelerator.num_processes
-        progress.queries += len(whole.queries) * self.accelerator.num_processes
-        tokens = whole.contexts.mask.sum() + whole.queries.mask.sum() + whole.targets.mask.sum()
-        progress.tokens += int(tokens) * self.accelerator.num_processes
+        progress.contexts += len(whole)
+        progress.queries += len(whole.queries)
+        progress.tokens += int(whole.contexts.mask.sum() + whole.queries.mask.sum() + whole.targets.mask.sum())
         return total
 
     def _of_first(self, value: float) -> float:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
+import pytest
 import torch
 from accelerate.state import AcceleratorState
 
@@ -75,6 +76,27 @@ def start(*arguments: str | Path) -> subprocess.Popen:
         # What a shell starts in its background ignores Ctrl-C, and so would what is started here.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+
+
+def in_two(*arguments: str | Path) -> str:
+    """What the command prints that two processes make together; fails where they do not come to an end."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "gradmem_bench"]
+    process = subprocess.Popen(
+        [sys.executable, *launcher, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+    try:
+        printed, errors = process.communicate(timeout=150)
+    except subprocess.TimeoutExpired:
+        # One that waits for another would wait for days.
+        os.killpg(process.pid, signal.SIGKILL)
+        pytest.fail("the processes wait for each other")
+    assert process.returncode == 0, errors
+    return printed
 
 
 def files(folder: Path) -> dict[Path, tuple[int, bytes]]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate.state import AcceleratorState
-from commands import command, files
+from commands import command, files, in_two
 from methods.matrix import byte_tokenizer
 from rich.console import Console
 from transformers import AutoModelForCausalLM
@@ -133,6 +133,17 @@ def test_what_was_trained_in_bfloat16_is_kept_in_it_and_scored_as_it_is_kept(tex
     with torch.autocast("cpu", dtype=torch.bfloat16):
         again = bits_per_byte(NoMemory(on, StrictModel()), held_out, 31, 8, nullcontext)
     assert again == pytest.approx(half["bits_per_byte"], rel=1e-6)
+
+
+def test_two_processes_pretrain_the_model_of_one(texts, preset, tmp_path):
+    given = ["--preset", preset, "--data", texts, "--device", "cpu", "--steps", "10", "--seconds", "100000"]
+    in_two("pretrain", *given, "--output", tmp_path / "two")
+    assert command("pretrain", *given, "--output", tmp_path / "one").code == 0
+    two, one = (json.loads((tmp_path / name / RECORD_FILE).read_text()) for name in ("two", "one"))
+    assert (two["processes"], one["processes"]) == (2, 1) and two["tokens"] == one["tokens"]
+    # Of the whole batch, and not of the first one's half.
+    assert [row["loss"] for row in two["history"]] == pytest.approx([row["loss"] for row in one["history"]], rel=1e-4)
+    assert two["bits_per_byte"] == pytest.approx(one["bits_per_byte"], rel=1e-3)
 
 
 def test_a_killed_pretraining_goes_on_to_the_same_weights(texts, preset, tmp_path):

@@ -1,13 +1,10 @@
-"""A run that torchrun starts in two processes, against the same run in one."""
+"""Runs that torchrun starts in two processes, against the same runs in one."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from commands import TINY, WEIGHTS, command
+from commands import TINY, WEIGHTS, command, in_two
 
 from gradmem_bench import checkpoints
 from gradmem_bench.results import find_records, read_examples
@@ -18,38 +15,29 @@ def trained(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_two_processes_make_the_runs_of_one(tmp_path):
-    arguments = ["run", "--method=rmt", "--method=gradmem", *TINY, "--set=memory_vectors=2", "--device=cpu"]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "gradmem_bench"]
-    done = subprocess.run(
-        [sys.executable, *launcher, *arguments, "--output", tmp_path / "two"],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    # The second run is another evaluation of the first one's training. Of two pairs one is asked, drawn from the seed.
+    arguments = ["run", "--method=gradmem", *TINY, "--device=cpu", "--set=memory_vectors=2"]
+    arguments += ["--state-dtype=float32", "--state-dtype=int8"]
+    arguments += ["--set=task.pairs=2", "--set=training.queries_per_context=1", "--set=training.steps=20"]
+    printed = in_two(*arguments, "--output", tmp_path / "two")
     # One of them is heard, and writes.
-    assert done.stdout.count("step     40") == 2
-    assert "trained by 2 processes, evaluated" in " ".join(done.stdout.split())
+    assert printed.count("step     20") == printed.count("trained before") == 1
+    assert "trained by 2 processes, evaluated" in " ".join(printed.split())
     assert command(*arguments, "--output", tmp_path / "one").code == 0
     two, one = (
-        {record.method.name: (path.parent, record) for path, record in find_records([tmp_path / name]).items()}
+        {path.parent.name: (path.parent, record) for path, record in find_records([tmp_path / name]).items()}
         for name in ("two", "one")
     )
-    assert two.keys() == one.keys() == {"rmt", "gradmem"}
-    for (folder, record), (other, expected) in zip(
-        (two[name] for name in two), (one[name] for name in two), strict=True
-    ):
+    assert two.keys() == one.keys() and len(two) == 2
+    for name, (folder, record) in two.items():
+        other, expected = one[name]
         assert (record.training.processes, expected.training.processes) == (2, 1)
-        assert record.config_hash == expected.config_hash
         for count in ("steps", "contexts", "queries", "tokens"):
             assert getattr(record.training, count) == getattr(expected.training, count)
         assert abs(record.training.flops / expected.training.flops - 1) < 0.02
         assert len(read_examples(folder)) == record.task.queries == expected.task.queries
-        # Targets are of one length, so that the mean of two halves is that of the whole.
-        for name, weights in trained(other).items():
-            torch.testing.assert_close(trained(folder)[name], weights, rtol=1e-3, atol=1e-3)
+        for key, weights in trained(other).items():
+            torch.testing.assert_close(trained(folder)[key], weights, rtol=1e-3, atol=1e-4)
 
 
 def test_a_batch_has_to_be_shared_equally(tmp_path, monkeypatch):

@@ -251,11 +251,12 @@ def _run_details(record: RunRecord) -> list[tuple[str, str]]:
     if training is not None:
         flops = f", {format_count(training.flops)} FLOPs" if training.flops else ""
         begun = f"; went on from {training.initial_checkpoint}" if training.initial_checkpoint else ""
+        shared = f" of {training.processes} processes" if training.processes > 1 else ""
         found.append(
             (
                 "Training",
                 f"seed {training.seed}, {training.steps:,} steps, {training.tokens:,} tokens{flops}, "
-                f"{_time(training.seconds)}; {training.tuned_trials} settings tried before{begun}",
+                f"{_time(training.seconds)}{shared}; {training.tuned_trials} settings tried before{begun}",
             )
         )
     for title, phase in (("WRITE of a context", costs.write), ("READ of a query", costs.read)):

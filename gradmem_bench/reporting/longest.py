@@ -1,6 +1,6 @@
 """The longest context that a memory still holds, beside the paper's: what is published in the place of scores."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -19,24 +19,26 @@ class Reached:
     name: str
     setting: str
     at: float
-    sizes: tuple[int | None, int | None, int | None] | None
-    """By the mean, its lower and its upper bound, `None` where no length reaches it; `None` where runs are missing."""
+    missing: bool
+    """Whether a length was not run, so that nothing is known."""
+    size: int | None
+    """By the mean; `None` where no length reaches it."""
+    bounds: tuple[int | None, int | None] | None
+    """By the lower and by the upper bound of each length's interval; `None` where one of those is not known."""
     paper: PaperRow | None
 
     @property
     def cells(self) -> list[str]:
         """Method, setting, score, ours, the paper's, and the difference."""
-        ours = difference = published = "–"
-        if self.sizes is None:
-            ours = "missing"
-        else:
-            mean, low, high = ("none" if size is None else str(size) for size in self.sizes)
-            ours = mean if low == high else f"{mean} [{low}, {high}]"
-        if self.paper is not None and self.paper.value is not None:
-            published = f"{self.paper.value:g}"
-            if self.sizes is not None and self.sizes[0] is not None:
-                difference = f"{self.sizes[0] - self.paper.value:+g}"
-        return [self.name, self.setting, f"{self.at:g}", ours, published, difference]
+        published = self.paper and self.paper.value
+        ours = "missing" if self.missing else f"{_told(self.size)} [{', '.join(map(_told, self.bounds or ('–', '–')))}]"
+        beside = "–" if published is None else f"{published:g}"
+        difference = "–" if published is None or self.size is None else f"{self.size - published:+g}"
+        return [self.name, self.setting, f"{self.at:g}", ours, beside, difference]
+
+
+def _told(size: int | str | None) -> str:
+    return "none" if size is None else str(size)
 
 
 def reached(table: Sequence["Line"], metric: str, longest: Longest, paper: PaperFigure | None) -> list[Reached]:
@@ -45,29 +47,27 @@ def reached(table: Sequence["Line"], metric: str, longest: Longest, paper: Paper
     for line in table:
         if line.task in longest.sizes:
             groups.setdefault((line.name, line.told), []).append(line)
-    return [
-        Reached(name, told, at, _sizes(lines, metric, longest, at), _published(lines[0], metric, at, paper))
-        for (name, told), lines in groups.items()
-        for at in longest.at
-    ]
+    found = []
+    for (name, told), lines in groups.items():
+        scores = {longest.sizes[line.task]: line.scores(metric) for line in lines}
+        missing = any(len(line.scores(metric)) < len(line.seeds) for line in lines)
+        means = {} if missing else {size: fmean(one.values()) for size, one in scores.items()}
+        intervals = {} if missing else {longest.sizes[line.task]: line.interval(metric) for line in lines}
+        for at in longest.at:
+            bounds = None
+            if all(interval and interval[0] is not None for interval in intervals.values()):
+                low, high = ({size: one[side] for size, one in intervals.items()} for side in range(2))
+                bounds = _longest(low, at), _longest(high, at)
+            published = _published(lines[0], metric, at, paper)
+            found.append(Reached(name, told, at, missing, _longest(means, at), bounds, published))
+    return found
 
 
-def _sizes(
-    lines: Iterable["Line"], metric: str, longest: Longest, at: float
-) -> tuple[int | None, int | None, int | None] | None:
-    by_size = {}
-    for line in lines:
-        scores = line.scores(metric)
-        if len(scores) < len(line.seeds):
-            return None
-        by_size[longest.sizes[line.task]] = (fmean(scores.values()), *(line.interval(metric) or (None, None)))
-    return tuple(
-        max((size for size, found in by_size.items() if found[side] is not None and found[side] >= at), default=None)
-        for side in range(3)
-    )
+def _longest(scores: dict[int, float], at: float) -> int | None:
+    return max((size for size, score in scores.items() if score >= at), default=None)
 
 
 def _published(line: "Line", metric: str, at: float, paper: PaperFigure | None) -> PaperRow | None:
     rows = () if paper is None else paper.rows
-    wanted = line.name, f"longest N with {metric} of {at:g} or more", line.setting
+    wanted = line.paper_name, f"longest N with {metric} of {at:g} or more", line.setting
     return next((row for row in rows if (row.method, row.metric, row.setting) == wanted), None)

@@ -45,6 +45,7 @@ class Line:
     """The same checkpoints at K = 0."""
     paper: PaperRow | None = None
     task: str = ""
+    paper_name: str = ""
 
     def scores(self, metric: str) -> dict[int, float]:
         found = {seed: record.metrics[metric].value for seed, (_, record) in self.records.items()}
@@ -72,7 +73,9 @@ def lines(experiment: Experiment, runs: Sequence[Run], archive: Archive, paper: 
     """The rows in the order of the experiment, with the published number of the same method, task and setting."""
     made: dict[Any, Line] = {}
     for run in runs:
-        line = made.setdefault(run.row, Line(run.name, dict(run.setting), [], {}, task=run.task))
+        line = made.setdefault(
+            run.row, Line(run.name, dict(run.setting), [], {}, task=run.task, paper_name=run.paper_name)
+        )
         line.seeds.append(run.seed)
         if found := archive.find(run):
             line.records[run.seed] = found
@@ -329,8 +332,10 @@ def report(
     beside = [line.paper for line in table]
     if experiment.longest and (lengths := reached(table, metric, experiment.longest, paper)):
         beside += [one.paper for one in lengths]
-        headers = ["longest N", "setting", f"{metric.replace('_', ' ')} ≥", "ours [95 %]", "paper", "difference"]
-        body = Group(body, Text(""), _grid(headers, [one.cells for one in lengths]))
+        headers = ["longest N", "setting", f"{metric.replace('_', ' ')} ≥", "ours", "paper", "difference"]
+        table_of = _grid(headers, [one.cells for one in lengths])
+        told = Text("longest N: by the mean; in brackets by the lower and by the upper bound of 95 % of each length.")
+        body = Group(body, Text(""), table_of, told)
     wanted, made = sum(len(line.seeds) for line in table), sum(len(line.records) for line in table)
     notes = [scale.about, *experiment.notes]
     if table:

@@ -22,23 +22,24 @@ def table(tmp_path) -> list[Line]:
         folder = tmp_path / task
         record = write_run(folder, [index >= wrong for index in range(100)])
         lines.append(Line("GradMem", {"memory_vectors": 1}, [0], {0: (folder / "run.json", record)}, task=task))
+        lines[-1].paper_name = "GradMem 1B"
     return lines
 
 
 def test_a_length_is_reached_by_the_mean_and_by_each_bound(table):
     # 95 % of 96 of 100 begins below 0.95 and ends above it; that of 100 of 100 begins at 0.96.
     row = PaperRow(
-        method="GradMem",
+        method="GradMem 1B",
         task="words",
         setting={"memory_vectors": 1},
         metric="longest N with exact_match of 0.95 or more",
         value=32,
     )
     first, second = reached(table, "exact_match", LONGEST, PaperFigure(figure="f", rows=(row,)))
-    assert first.sizes == (16, 8, 16) and first.paper == row
+    assert (first.size, first.bounds) == (16, (8, 16)) and first.paper == row
     assert first.cells == ["GradMem", "m 1", "0.95", "16 [8, 16]", "32", "-16"]
     # No more than a perfect score reaches 0.999, and what is published of 0.95 is not beside it.
-    assert second.sizes == (8, None, 8) and second.cells[3:] == ["8 [none, 8]", "–", "–"]
+    assert (second.size, second.bounds) == (8, (None, 8)) and second.cells[3:] == ["8 [none, 8]", "–", "–"]
 
 
 def test_nothing_is_said_of_lengths_of_which_one_was_not_run(table):
@@ -46,7 +47,14 @@ def test_nothing_is_said_of_lengths_of_which_one_was_not_run(table):
     assert [one.cells[3] for one in reached(table, "exact_match", LONGEST, None)] == ["missing", "missing"]
     # A row of a task that has no length is none of them.
     table[1].task = "another"
-    assert [one.sizes[0] for one in reached(table, "exact_match", LONGEST, None)] == [8, 8]
+    assert [one.size for one in reached(table, "exact_match", LONGEST, None)] == [8, 8]
+
+
+def test_bounds_that_are_not_known_are_no_bounds(table):
+    path, record = table[0].records[0]
+    unknown = record.metrics["exact_match"].model_copy(update={"low": None, "high": None})
+    table[0].records[0] = path, record.model_copy(update={"metrics": record.metrics | {"exact_match": unknown}})
+    assert [one.cells[3] for one in reached(table, "exact_match", LONGEST, None)] == ["16 [–, –]", "8 [–, –]"]
 
 
 def test_rows_of_several_tasks_stand_below_the_name_of_each(table):
