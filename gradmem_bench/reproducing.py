@@ -151,7 +151,8 @@ def names_of(runs: Sequence[Run]) -> str:
     """The first rows that these are, for people."""
     told = [", ".join([run.name, *(f"{key} {value}" for key, value in run.setting.items())]) for run in runs]
     names = list(dict.fromkeys(told))
-    return "; ".join(names[:3]) + (f"; {len(names) - 3} rows more" if len(names) > 3 else "")
+    more = len(names) - 3
+    return "; ".join(names[:3]) + (f"; {more} row{'s' * (more > 1)} more" if more > 0 else "")
 
 
 def _shapes(plan: Plan) -> dict[str, tuple[int, ...]]:

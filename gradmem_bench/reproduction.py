@@ -148,6 +148,12 @@ def experiments(name: str) -> list[Experiment]:
     if "group" in values:
         return [one for figure in validated(FigureGroup, values, str(path)).figures for one in experiments(figure)]
     experiment = validated(Experiment, values, str(path))
+    published = sorted(one.stem for one in recipe_folder("paper").glob("*.yaml"))
+    if experiment.paper is not None and experiment.paper not in published:
+        raise UserError(
+            f"{path}: nothing is published as '{experiment.paper}'; leaderboards/paper/ has files for "
+            f"{', '.join(published)}.{did_you_mean(experiment.paper, published)}"
+        )
     if experiment.figure in known and path.resolve().parent != folder.resolve():
         raise UserError(
             f"{path}: '{experiment.figure}' is a figure that is built in, whose files it would replace; give it a name "

@@ -57,7 +57,7 @@ def test_what_cannot_be_made_is_told_before_anything_is_trained(tmp_path):
                 "axes": {"memory_vectors": [2, 4]},
                 "start": [{"of": {"memory_vectors": 4}, "at": {"memory_vectors": 2}}],
             },
-            "1 of them cannot be made (RMT ×1, memory_vectors 4): RMT ×1 cannot start from RMT ×1: "
+            "1 cannot be made (RMT ×1, memory_vectors 4): RMT ×1 cannot start from RMT ×1: "
             "'memory.vectors' is (2, 32) there and (4, 32) here.",
         ),
     ],

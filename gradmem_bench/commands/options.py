@@ -44,8 +44,8 @@ BackboneName = Annotated[
     str | None,
     typer.Option(
         "--backbone",
-        help="A hub id, a local folder, wiki_2m or wiki_14m (small language models, built in), or a random model's "
-        "shape such as llama-2x64 or gpt2-12x768. The task names a default.",
+        help="A hub id, a local folder, wiki_2m or wiki_14m (small language models, built in), kv_recall (of "
+        "kv_small), or a random model's shape such as llama-2x64 or gpt2-12x768. The task names a default.",
     ),
 ]
 Budgets = Annotated[

@@ -11,6 +11,7 @@ from gradmem_bench.commands.options import Device, RunDevice, torch_device
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from gradmem_bench.reproducing import Maker
     from gradmem_bench.reproduction import Experiment, Run, Scale
@@ -136,28 +137,26 @@ def _list(
     """Shows what a figure is made of. Trainings of `before` are counted there.
 
     Returns:
-        The runs that are missing, and how much is there or can be made, runs and measurements.
+        The runs that are missing and can be made, and how much is there or can be made, runs and measurements.
     """
-    from rich.table import Table
     from rich.text import Text
 
     from gradmem_bench.archive import missing
     from gradmem_bench.reproducing import names_of, unmeasured
     from gradmem_bench.reproduction import expand
 
-    runs, counted, impossible = expand(scale), {run.training for run in before}, 0
+    runs, counted = expand(scale), {run.training for run in before}
     absent = missing(runs, maker.archive)
+    made = absent
     console.print(Text(f"{experiment.figure} · {experiment.title} · scale {name}", style="bold"))
-    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
-    for header in ("name", "task", "setting", "seeds", "starts from", "to train", "runs"):
-        # A setting is of use only whole.
-        table.add_column(header, overflow="fold", no_wrap=header == "setting")
     rows: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
         told = {key: value for key, value in run.setting.items() if key not in run.evaluation}
-        start = "" if run.start is None else f"{run.start.name} {' '.join(map(str, run.start.setting.values()))}"
+        begun = run.start and ", ".join(f"{key} {value}" for key, value in run.start.setting.items())
+        start = "" if run.start is None else f"{run.start.name} ({begun})" if begun else run.start.name
         setting = ", ".join(f"{key} {value}" for key, value in told.items())
         rows.setdefault((run.name, run.task, setting, start), []).append(run)
+    listed = []
     for (label, task, setting, start), own in rows.items():
         seeds = " ".join(map(str, dict.fromkeys(run.seed for run in own)))
         trained = {run.training for run in own if run not in absent} | counted
@@ -166,18 +165,21 @@ def _list(
         steps = own[0].settings.get("training.steps")
         trainings = f"{to_train} of {steps} steps" if to_train and steps else str(to_train)
         evaluations = f"{len(own)}, {there} there" if there else str(len(own))
-        table.add_row(*map(Text, (label, task, setting, seeds, start, trainings, evaluations)))
+        listed.append((label, task, setting, seeds, start, trainings, evaluations))
     if runs:
-        console.print(table)
+        console.print(_table(("name", "task", "setting", "seeds", "starts from", "to train", "to evaluate"), listed))
         shared = len({run.training for run in absent} & counted)
         above = f"; {shared} of their trainings are counted above" if shared else ""
-        own = [run for run in absent if run.training not in counted]
-        console.print(f"{len(absent)} of {len(runs)} runs to make: {_time_of(own)}{above}.")
         with maker.display.working("whether each can be made"):
             refused = maker.refused(absent)
+        rows_refused = {run.row for ones in refused.values() for run in ones}
+        made = [run for run in absent if run.row not in rows_refused]
+        own = [run for run in made if run.training not in counted]
+        lacking = f", of which {len(made)} can be made" if refused else ""
+        time = f": {_time_of(own)}" if own else ""
+        console.print(f"{len(absent)} of {len(runs)} runs to make{lacking}{time}{above}.")
         for reason, ones in refused.items():
-            impossible += len(ones)
-            console.print(Text(f"{len(ones)} of them cannot be made ({names_of(ones)}): {reason}", style="red"))
+            console.print(Text(f"{len(ones)} cannot be made ({names_of(ones)}): {reason}", style="red"))
     if scale.benchmark:
         left = unmeasured(scale, maker.output / "performance")
         for call in scale.benchmark:
@@ -186,7 +188,22 @@ def _list(
         console.print(f"{len(left)} of {len(scale.benchmark)} measurements to make, whose time was not measured.")
     console.print(Text(scale.about, style="dim"))
     console.print()
-    return absent, len(runs) - impossible + len(scale.benchmark)
+    return made, len(runs) - len(absent) + len(made) + len(scale.benchmark)
+
+
+def _table(headers: tuple[str, ...], rows: list[tuple[str, ...]]) -> "Table":
+    """The rows, without the columns in which nothing stands."""
+    from rich.table import Table
+    from rich.text import Text
+
+    filled = [index for index in range(len(headers)) if any(row[index] for row in rows)]
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
+    for index in filled:
+        # A setting is of use only whole.
+        table.add_column(headers[index], overflow="fold", no_wrap=headers[index] in ("setting", "task"))
+    for row in rows:
+        table.add_row(*(Text(row[index]) for index in filled))
+    return table
 
 
 def _time_of(runs: "list[Run]") -> str:
