@@ -25,9 +25,10 @@ from gradmem_bench.loading import load_backbone
 from gradmem_bench.methods.gradmem import GradMem, GradMemParameters
 from gradmem_bench.precision import accelerator_for
 from gradmem_bench.registry import resolve
+from gradmem_bench.stages import TrainingStage
 from gradmem_bench.tasks.batching import encode_documents
 from gradmem_bench.tasks.declaration import load_task
-from gradmem_bench.training import Trainer, TrainingStage
+from gradmem_bench.training import Trainer
 
 VARIANTS = ("engine", "run")
 STEPS = 10

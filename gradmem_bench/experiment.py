@@ -1,7 +1,7 @@
 """What a command asks, resolved into plans before any weights are touched."""
 
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,9 @@ from gradmem_bench.loading import built_in_backbones, load_backbone
 from gradmem_bench.methods.base import MemoryMethod
 from gradmem_bench.plan import Options, Plan
 from gradmem_bench.registry import Entry, load_object, located, method_recipe
-from gradmem_bench.tasks.base import Task
+from gradmem_bench.tasks.base import Document, Task
 from gradmem_bench.tasks.declaration import load_task
-from gradmem_bench.tasks.lengths import Lengths, asked_tokens, context_lengths
+from gradmem_bench.tasks.lengths import Lengths, asked_tokens, context_lengths, most_asked_tokens
 
 _SECTIONS = ("backbone", "task", "training")
 _LONGEST = 2**31
@@ -278,3 +278,23 @@ def longest_context(method_class: type[MemoryMethod], parameters: StrictModel, b
         return max(cost.write_positions, cost.read_positions + asked) > backbone.max_positions
 
     return bisect_right(range(1, _LONGEST + 1), False, key=exceeds)
+
+
+def room_beside(
+    method_class: type[MemoryMethod],
+    parameters: StrictModel,
+    backbone: Backbone,
+    task: Task,
+    documents: Iterable[Document],
+) -> int:
+    """The most context tokens beside which every query of `documents` has room for its answer.
+
+    Raises UserError where there is none.
+    """
+    asked = most_asked_tokens(documents, task, backbone)
+    if room := longest_context(method_class, parameters, backbone, asked):
+        return room
+    raise UserError(
+        f"A query of {task.name} and its answer take up to {asked} tokens, which leaves no room for a context in the "
+        f"{backbone.max_positions} positions of the backbone; take one with more."
+    )

@@ -29,7 +29,8 @@ from gradmem_bench.output import check_writable
 from gradmem_bench.precision import accelerator_for
 from gradmem_bench.reporting.progress import RunDisplay
 from gradmem_bench.results import code_version, environment
-from gradmem_bench.training import PROGRESS_FILE, Autocast, Progress, Trainer
+from gradmem_bench.stages import Autocast
+from gradmem_bench.training import PROGRESS_FILE, Progress, Trainer
 
 RECORD_FILE = "pretraining.json"
 

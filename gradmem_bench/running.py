@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from gradmem_bench.backbone import Backbone
 from gradmem_bench.config import Budget
 from gradmem_bench.errors import UserError
 from gradmem_bench.evaluation import Evaluator
-from gradmem_bench.experiment import curriculum_tasks, longest_context
+from gradmem_bench.experiment import curriculum_tasks, longest_context, room_beside
 from gradmem_bench.loading import load_backbone, tokenizer_text, weights_hash
 from gradmem_bench.measurement import capacity, measure, measured_footprint
 from gradmem_bench.methods.base import MemoryMethod
@@ -42,11 +43,12 @@ from gradmem_bench.results import (
     seal,
     write_record,
 )
+from gradmem_bench.stages import TrainingStage, is_stream
 from gradmem_bench.swap import closed_book, swap_test
 from gradmem_bench.tasks.base import Task
 from gradmem_bench.tasks.batching import EncodedDocument, check_contexts, encode_documents
 from gradmem_bench.tasks.lengths import asked_tokens
-from gradmem_bench.training import PROGRESS_FILE, Progress, Trainer, TrainingStage
+from gradmem_bench.training import PROGRESS_FILE, Progress, Trainer
 
 _SWAPPED_DOCUMENTS = 64
 _EVALUATION_BATCH = 32
@@ -73,9 +75,10 @@ def perform(plan: Plan, output: Path, display: RunDisplay) -> RunRecord | None:
     check_writable(folder)
     accelerator, method, initial_checkpoint = _prepared(plan, folder)
     backbone = method.backbone
-    # Before hours of training: a context may be too long.
-    documents = plan.task.documents(plan.split)
-    encoded = encode_documents(documents[: plan.options.limit], plan.task, backbone, plan.max_context_tokens)
+    # Before hours of training: a context, or a query with its answer, may be too long.
+    documents = plan.task.documents(plan.split)[: plan.options.limit]
+    room = room_beside(plan.method_class, plan.parameters, backbone, plan.task, documents)
+    encoded = encode_documents(documents, plan.task, backbone, min(plan.max_context_tokens, room))
     source, stages = None, []
     if plan.training is not None:
         source = _trained_before(plan, folder)
@@ -243,10 +246,13 @@ def _stages(plan: Plan, backbone: Backbone, display: RunDisplay) -> list[Trainin
 
     def stage(task: Task, until: float | None, steps: int | None) -> TrainingStage:
         room = longest_context(plan.method_class, plan.parameters, backbone, asked_tokens(task, backbone))
+        documents = task.documents("train")
         held_out = task.documents("validation")[: plan.training.validation_contexts]
-        made = TrainingStage(
-            task, task.documents("train"), encode_documents(held_out, task, backbone, room), room, until, steps
-        )
+        if not is_stream(documents):
+            with display.working("how long the training queries are"):
+                asked = chain(documents, held_out)
+                room = min(room, room_beside(plan.method_class, plan.parameters, backbone, task, asked))
+        made = TrainingStage(task, documents, encode_documents(held_out, task, backbone, room), room, until, steps)
         if not (made.is_stream or task.truncate_contexts):
             with display.working("how long the training contexts are"):
                 check_contexts(made.documents, task, backbone, room)

@@ -8,12 +8,12 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,102 +26,17 @@ from gradmem_bench import captured, checkpoints
 from gradmem_bench.batch import Batch
 from gradmem_bench.config import TrainingConfig
 from gradmem_bench.errors import UserError
-from gradmem_bench.evaluation import Evaluator
 from gradmem_bench.flops import flop_counter
 from gradmem_bench.methods.base import MemoryMethod
 from gradmem_bench.prefetching import PROCESSES_FOR_A_GPU, prepared
-from gradmem_bench.tasks.base import Document, Task
-from gradmem_bench.tasks.batching import EncodedDocument, asked_of, encode_documents, training_batch
+from gradmem_bench.stages import Stage
 
 PROGRESS_FILE = "training.safetensors"
-_STREAM = 1_000_000
-"""A split with more documents is a generated stream."""
 _BATCHES_SORTED = 8
 _SEED_STRIDE = 2**24
 """How far apart two seeds begin in a generated stream, in documents."""
 _MULTIPLE = 8
 """Of which the widths of a ragged batch are on a GPU, where each new shape is compiled and recorded anew."""
-
-Autocast = Callable[[], AbstractContextManager]
-
-
-class Stage(Protocol):
-    """A part of a training: examples to draw batches from, and a score on others."""
-
-    until: float | None
-    """The validation score at which the next stage begins; `None` for the last one."""
-    steps: int | None
-    """The most steps to spend; `None` has no bound but the training's own."""
-    lower_is_better: ClassVar[bool]
-    """Whether the score is a loss."""
-
-    @property
-    def is_stream(self) -> bool:
-        """Whether the examples are too many to be gone through twice, and come in an order that says nothing."""
-
-    @property
-    def scored(self) -> int:
-        """Contexts, or sequences, that `score` looks at."""
-
-    def __len__(self) -> int:
-        """How many examples there are."""
-
-    def length(self, index: int) -> int:
-        """What example `index` costs, in any unit: a batch is made of like ones."""
-
-    def batch(
-        self, indices: Sequence[int], method: MemoryMethod, config: TrainingConfig, generator: np.random.Generator
-    ) -> Batch:
-        """The examples `indices`."""
-
-    def score(self, method: MemoryMethod, config: TrainingConfig, autocast: Autocast) -> float:
-        """What training selects by."""
-
-
-@dataclass(frozen=True)
-class TrainingStage:
-    """A part of the curriculum with its documents at hand; the last one is the task itself."""
-
-    lower_is_better: ClassVar[bool] = False
-    task: Task
-    documents: Sequence[Document]
-    validation: list[EncodedDocument]
-    max_context_tokens: int
-    until: float | None
-    """The validation score at which the next stage begins; `None` for the task itself."""
-    steps: int | None
-    """The most steps to spend; `None` has no bound but the training's own."""
-
-    @property
-    def is_stream(self) -> bool:
-        return len(self.documents) > _STREAM
-
-    def __len__(self) -> int:
-        return len(self.documents)
-
-    @property
-    def scored(self) -> int:
-        return len(self.validation)
-
-    def length(self, index: int) -> int:
-        return len(self.documents[index].context)
-
-    def batch(
-        self, indices: Sequence[int], method: MemoryMethod, config: TrainingConfig, generator: np.random.Generator
-    ) -> Batch:
-        if self.is_stream:
-            # A generator makes a slice at once much faster than one document after another.
-            step = indices[1] - indices[0] if len(indices) > 1 else 1
-            documents = self.documents[indices[0] : indices[-1] + 1][::step]
-        else:
-            documents = [self.documents[index] for index in indices]
-        asked = [asked_of(document, config.queries_per_context, generator) for document in documents]
-        encoded = encode_documents(asked, self.task, method.backbone, self.max_context_tokens)
-        return training_batch(encoded, method.backbone.end_id)
-
-    def score(self, method: MemoryMethod, config: TrainingConfig, autocast: Autocast) -> float:
-        """The share of queries whose target's tokens are all the most probable ones."""
-        return Evaluator(method, self.task, config.batch_size, autocast=autocast).teacher_forced_score(self.validation)
 
 
 @dataclass

@@ -131,6 +131,23 @@ def test_a_context_that_is_too_long_to_train_on_is_told_before_the_training(tmp_
     assert command("run", "--method=full_kv", *run).code == 0
 
 
+def test_an_answer_to_train_on_that_is_longer_than_those_of_the_test_has_room(tmp_path, local_task, local_model):
+    data = local_task.parent / "train.jsonl"
+    # Behind a context of 81 tokens a query and this answer do not fit the 128 positions; those of the test do.
+    long = [{"context": f"!{row:02}:9!" + "!z:9!" * 15, "query": "?!z:", "target": "9" * 43} for row in range(30)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in long))
+    run = ["--task", local_task, "--backbone", local_model, "--set=training.steps=2", "--output", tmp_path / "r"]
+    done = command("run", "--method=full_kv", *run)
+    assert done.code == 2 and "has 81 tokens, but at most 79" in " ".join(done.errors.split())
+    local_task.write_text(local_task.read_text() + "  truncate_contexts: true\n")
+    done = command("run", "--method=full_kv", *run)
+    assert (done.code, done.errors) == (0, "")
+    # One that no context fits beside is told before the training too.
+    data.write_text("".join(json.dumps({**row, "target": "9" * 124}) + "\n" for row in long))
+    done = command("run", "--method=full_kv", *run)
+    assert done.code == 2 and "leaves no room for a context" in " ".join(done.errors.split())
+
+
 def test_a_method_that_runs_no_whole_context_takes_one_longer_than_the_positions(tmp_path, local_task, local_model):
     rows = [{"context": "!z:9!" * 60, "query": "?!z:", "target": "9"}]
     (local_task.parent / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

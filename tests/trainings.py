@@ -10,9 +10,10 @@ from gradmem_bench.methods.base import Loss
 from gradmem_bench.methods.full_kv import FullKV
 from gradmem_bench.precision import accelerator_for
 from gradmem_bench.registry import recipe_folder
+from gradmem_bench.stages import TrainingStage
 from gradmem_bench.tasks.batching import encode_documents
 from gradmem_bench.tasks.declaration import load_task
-from gradmem_bench.training import Trainer, TrainingStage
+from gradmem_bench.training import Trainer
 
 SMALL = {"pairs": 1, "key_length": 1, "value_length": 1, "alphabet": 8}
 

@@ -1,16 +1,19 @@
 """How long a task's contexts, queries and answers are, told from a sample before anything is run."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from heapq import nlargest
 from itertools import chain
 
 from gradmem_bench.backbone import Backbone
 from gradmem_bench.errors import UserError
-from gradmem_bench.tasks.base import Document, Task
-from gradmem_bench.tasks.batching import encode_documents
+from gradmem_bench.tasks.base import Document, Query, Task
+from gradmem_bench.tasks.batching import EncodedDocument, encode_documents
 
 _SAMPLE = 200
 """Documents of the reported split that are looked at."""
+_LONGEST = 64
+"""Queries of so many bytes are encoded, to find the one of the most tokens."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,26 @@ def context_lengths(task: Task, backbone: Backbone, limit: int | None) -> Length
 
 def asked_tokens(task: Task, backbone: Backbone) -> int:
     """Tokens to keep free for a query and its answer."""
-    encoded = encode_documents(task.documents("test")[:_SAMPLE], task, backbone)
+    query, answer = _longest(encode_documents(task.documents("test")[:_SAMPLE], task, backbone), task)
     # A quarter more than the longest seen: not every query is looked at.
-    longest = max(len(query) for document in encoded for query in document.queries)
+    return query + query // 4 + answer
+
+
+def most_asked_tokens(documents: Iterable[Document], task: Task, backbone: Backbone) -> int:
+    """Tokens that the longest query and the longest answer of all `documents` take, told from those of most bytes."""
+
+    def size(query: Query) -> int:
+        return len(query.text.encode()) + max(len(text.encode()) for text in (query.targets[0], *query.choices))
+
+    longest = nlargest(_LONGEST, chain.from_iterable(document.queries for document in documents), key=size)
+    return sum(_longest(encode_documents([Document("", "", tuple(longest))], task, backbone), task))
+
+
+def _longest(encoded: Sequence[EncodedDocument], task: Task) -> tuple[int, int]:
+    """Tokens of the longest query, and of the longest answer with its end or of what may be generated."""
+    queries = [ids for document in encoded for ids in document.queries]
     written = [ids for document in encoded for ids in (*document.targets, *chain.from_iterable(document.choices))]
-    return longest + longest // 4 + max(task.max_new_tokens, max(len(ids) + 1 for ids in written))
+    return max(map(len, queries)), max(task.max_new_tokens, max(len(ids) + 1 for ids in written))
 
 
 def _check_answers(task: Task, backbone: Backbone, documents: Sequence[Document]) -> None:
