@@ -1,7 +1,8 @@
 from commands import command
 from records import TASK, run_record, write_run
 
-from gradmem_bench.config import Budget
+from gradmem_bench.config import BackboneConfig, Budget
+from gradmem_bench.loading import built_in_backbones, load_backbone
 
 
 def test_a_list_of_runs_can_be_read_at_eighty_columns(five_runs):
@@ -20,6 +21,17 @@ def test_a_list_of_runs_can_be_read_at_eighty_columns(five_runs):
         assert facts.split()[4:] == [str(score.n), *str(record.budget or "none").split(), "float32", seed, steps]
     # A folder is in one piece, however long it is.
     assert max(len(line) for line in lines if not line.startswith("  ")) <= 80
+
+
+def test_the_backbones_that_come_with_it_are_listed_with_their_sizes():
+    done = command("list", "backbones")
+    rows = {line.split()[0]: line.split()[1:] for line in done.output.splitlines()[1:] if line.strip()}
+    assert done.code == 0
+    for name in built_in_backbones():
+        on = load_backbone(BackboneConfig(name=name), None, "cpu", 0)
+        parameters = sum(parameter.numel() for parameter in on.model.parameters())
+        sizes = (on.layers, on.width, on.vocabulary_size, on.max_positions, parameters)
+        assert rows[name] == [on.config.model_type, *(f"{size:,}" for size in sizes)]
 
 
 def test_a_list_of_no_runs_names_the_folder_and_what_makes_one(tmp_path):

@@ -12,6 +12,7 @@ from gradmem_bench.commands.options import IncludePath
 class Listed(StrEnum):
     methods = "methods"
     tasks = "tasks"
+    backbones = "backbones"
     runs = "runs"
 
 
@@ -20,13 +21,15 @@ def list_entries(
     include_path: IncludePath = None,
     output: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
 ) -> None:
-    """List methods, tasks or runs, and where each comes from."""
+    """List methods, tasks, the backbones that come with the package, or runs, and where each comes from."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     if what == Listed.runs:
         _list_runs(output)
+    elif what == Listed.backbones:
+        _list_backbones()
     else:
         from gradmem_bench.registry import entries
 
@@ -46,6 +49,34 @@ def list_entries(
 
         names = ", ".join(PREFIX + name for name in KNOWN)
         Console().print(f"\nof lm-eval, with the context removed: {names}", highlight=False)
+
+
+def _list_backbones() -> None:
+    """The pretrained ones that come with the package; torch, which would take seconds, is not asked."""
+    import json
+    from math import prod
+
+    from rich.console import Console
+    from rich.table import Table
+    from safetensors import safe_open
+
+    from gradmem_bench.registry import recipe_folder
+
+    table = Table(box=None, header_style="bold")
+    for header in ("name", "model", "layers", "width", "vocabulary", "positions", "parameters"):
+        table.add_column(header, justify="left" if header in ("name", "model") else "right", no_wrap=True)
+    for file in sorted(recipe_folder("backbone").glob("*/config.json")):
+        config = json.loads(file.read_text(encoding="utf-8"))
+        with safe_open(file.with_name("model.safetensors"), "np") as weights:
+            parameters = sum(prod(weights.get_slice(name).get_shape()) for name in weights.keys())
+        keys = ("num_hidden_layers", "hidden_size", "vocab_size", "max_position_embeddings")
+        table.add_row(file.parent.name, config["model_type"], *(f"{config[key]:,}" for key in keys), f"{parameters:,}")
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(
+        "\nAlso for --backbone: a hub id, a local folder with safetensors weights, or the shape of a small random "
+        "model, such as llama-2x64, gpt2-12x768, neox-4x256 and mamba-4x128."
+    )
 
 
 def _list_runs(output: Path) -> None:
