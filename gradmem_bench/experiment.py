@@ -23,10 +23,10 @@ from gradmem_bench.config import (
     validated,
 )
 from gradmem_bench.errors import UserError, did_you_mean
-from gradmem_bench.loading import built_in_backbones, load_backbone
+from gradmem_bench.loading import load_backbone
 from gradmem_bench.methods.base import MemoryMethod
 from gradmem_bench.plan import Options, Plan
-from gradmem_bench.registry import Entry, load_object, located, method_recipe
+from gradmem_bench.registry import Entry, built_in_backbones, load_object, located, method_recipe
 from gradmem_bench.tasks.base import Document, Task
 from gradmem_bench.tasks.declaration import load_task
 from gradmem_bench.tasks.lengths import Lengths, asked_tokens, context_lengths, most_asked_tokens

@@ -30,7 +30,7 @@ from gradmem_bench.config import BackboneConfig, fingerprint
 from gradmem_bench.errors import UserError, did_you_mean
 from gradmem_bench.hashing import file_hash
 from gradmem_bench.hub import wait_briefly
-from gradmem_bench.registry import recipe_folder
+from gradmem_bench.registry import built_in_backbones, recipe_folder
 
 _PRESET = re.compile(r"(?P<family>[a-z0-9]+)-(?P<layers>\d+)x(?P<width>\d+)")
 _FAMILIES = ("llama", "gpt2", "neox", "mamba")
@@ -75,11 +75,6 @@ def recorded_name(name: str) -> str:
     """What a record calls the backbone `name`: of a folder it is the last part, wherever the folder stands."""
     place = Path(_place(name))
     return place.resolve().name if place.is_dir() else name
-
-
-def built_in_backbones() -> list[str]:
-    """The pretrained ones that come with the package, by name."""
-    return sorted(path.parent.name for path in recipe_folder("backbone").glob("*/config.json"))
 
 
 def own_folder(name: str) -> Path | None:

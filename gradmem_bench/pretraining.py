@@ -156,11 +156,7 @@ def perform(plan: Pretraining, output: Path, display: RunDisplay) -> dict[str, A
     code_version()  # What the record will name is what is loaded now.
     configuration = plan.configuration()
     record_file = output / RECORD_FILE
-    # All of them look before the first can have written anything.
-    processes.meet(plan.device)
-    made = record_file.exists()
-    processes.meet(plan.device)
-    if made:
+    if processes.already_made(record_file, plan.device):
         record = json.loads(record_file.read_text())
         if record["configuration"] != configuration:
             raise UserError(f"{output} holds another pretraining; name another --output or remove it.")

@@ -2,6 +2,7 @@
 
 import os
 from datetime import timedelta
+from pathlib import Path
 
 
 def count() -> int:
@@ -14,13 +15,20 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def meet(device: str) -> None:
-    """Waits until all of them are here, which may be until the first has evaluated.
+def already_made(record: Path, device: str) -> bool:
+    """Whether a record is there, the same answer in each of them: all look before one can write.
+
+    So they wait for each other, which may be until the first has evaluated what came before.
 
     Args:
         device: `cpu` or `cuda`, where they will train.
     """
-    if count() > 1:
-        from accelerate.state import PartialState
+    if count() == 1:
+        return record.exists()
+    from accelerate.state import PartialState
 
-        PartialState(cpu=device == "cpu", timeout=timedelta(days=7)).wait_for_everyone()
+    together = PartialState(cpu=device == "cpu", timeout=timedelta(days=7))
+    together.wait_for_everyone()
+    made = record.exists()
+    together.wait_for_everyone()
+    return made

@@ -280,3 +280,8 @@ def task_description(values: dict[str, Any], name: str) -> str:
     metadata = values.get("metadata")
     description = metadata.get("description", "") if isinstance(metadata, dict) else ""
     return " ".join(str(description.get(name, "") if isinstance(description, dict) else description).split())
+
+
+def built_in_backbones() -> list[str]:
+    """The pretrained ones that come with the package, by name."""
+    return sorted(path.parent.name for path in recipe_folder("backbone").glob("*/config.json"))

@@ -48,8 +48,7 @@ class Maker:
         for reason, ones in refused.items():
             self.display.note(f"missing ({len(ones)} of {len(runs)} runs, {names_of(ones)}): {reason}")
         reasons = Counter({reason: len(ones) for reason, ones in refused.items()})
-        rows = {run.row for ones in refused.values() for run in ones}
-        left = [run for run in runs if run.row not in rows]
+        left = without(runs, refused)
         for number, run in enumerate(left, start=1):
             try:
                 plan = self.plan(run)
@@ -145,6 +144,12 @@ class Maker:
             method = plan.method_class(backbone, plan.parameters).to(self.device)
             with self.display.working(f"reconstruction of {run.name}"):
                 write_parts(method, plan.task, folder, run.limit)
+
+
+def without(runs: Sequence[Run], refused: dict[str, list[Run]]) -> list[Run]:
+    """The runs whose rows are not among those that cannot be made."""
+    rows = {run.row for ones in refused.values() for run in ones}
+    return [run for run in runs if run.row not in rows]
 
 
 def names_of(runs: Sequence[Run]) -> str:

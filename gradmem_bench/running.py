@@ -65,11 +65,7 @@ def perform(plan: Plan, output: Path, display: RunDisplay) -> RunRecord | None:
     """
     code_version()  # What the record will name is what is loaded now.
     folder = plan.folder(output)
-    # All of them look before the first can have written anything, and measure nothing beside another's work.
-    processes.meet(plan.options.device)
-    made = (folder / "run.json").exists()
-    processes.meet(plan.options.device)
-    if made:
+    if processes.already_made(folder / "run.json", plan.options.device):
         display.note(f"done before, in {folder}")
         return read_record(folder / "run.json")
     check_writable(folder)

@@ -2,7 +2,8 @@ from commands import command
 from records import TASK, run_record, write_run
 
 from gradmem_bench.config import BackboneConfig, Budget
-from gradmem_bench.loading import built_in_backbones, load_backbone
+from gradmem_bench.loading import load_backbone
+from gradmem_bench.registry import built_in_backbones
 
 
 def test_a_list_of_runs_can_be_read_at_eighty_columns(five_runs):

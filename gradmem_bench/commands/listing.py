@@ -60,17 +60,18 @@ def _list_backbones() -> None:
     from rich.table import Table
     from safetensors import safe_open
 
-    from gradmem_bench.registry import recipe_folder
+    from gradmem_bench.registry import built_in_backbones, recipe_folder
 
     table = Table(box=None, header_style="bold")
     for header in ("name", "model", "layers", "width", "vocabulary", "positions", "parameters"):
         table.add_column(header, justify="left" if header in ("name", "model") else "right", no_wrap=True)
-    for file in sorted(recipe_folder("backbone").glob("*/config.json")):
-        config = json.loads(file.read_text(encoding="utf-8"))
-        with safe_open(file.with_name("model.safetensors"), "np") as weights:
-            parameters = sum(prod(weights.get_slice(name).get_shape()) for name in weights.keys())
+    for name in built_in_backbones():
+        folder = recipe_folder("backbone") / name
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        with safe_open(folder / "model.safetensors", "np") as weights:
+            parameters = sum(prod(weights.get_slice(key).get_shape()) for key in weights.keys())
         keys = ("num_hidden_layers", "hidden_size", "vocab_size", "max_position_embeddings")
-        table.add_row(file.parent.name, config["model_type"], *(f"{config[key]:,}" for key in keys), f"{parameters:,}")
+        table.add_row(name, config["model_type"], *(f"{config[key]:,}" for key in keys), f"{parameters:,}")
     console = Console(highlight=False)
     console.print(table)
     console.print(

@@ -142,7 +142,7 @@ def _list(
     from rich.text import Text
 
     from gradmem_bench.archive import missing
-    from gradmem_bench.reproducing import names_of, unmeasured
+    from gradmem_bench.reproducing import names_of, unmeasured, without
     from gradmem_bench.reproduction import expand
 
     runs, counted = expand(scale), {run.training for run in before}
@@ -172,8 +172,7 @@ def _list(
         above = f"; {shared} of their trainings are counted above" if shared else ""
         with maker.display.working("whether each can be made"):
             refused = maker.refused(absent)
-        rows_refused = {run.row for ones in refused.values() for run in ones}
-        made = [run for run in absent if run.row not in rows_refused]
+        made = without(absent, refused)
         own = [run for run in made if run.training not in counted]
         lacking = f", of which {len(made)} can be made" if refused else ""
         time = f": {_time_of(own)}" if own else ""

@@ -50,7 +50,7 @@ def reached(table: Sequence["Line"], metric: str, longest: Longest, paper: Paper
     found = []
     for (name, told), lines in groups.items():
         scores = {longest.sizes[line.task]: line.scores(metric) for line in lines}
-        missing = any(len(line.scores(metric)) < len(line.seeds) for line in lines)
+        missing = any(len(scores[longest.sizes[line.task]]) < len(line.seeds) for line in lines)
         means = {} if missing else {size: fmean(one.values()) for size, one in scores.items()}
         intervals = {} if missing else {longest.sizes[line.task]: line.interval(metric) for line in lines}
         for at in longest.at:

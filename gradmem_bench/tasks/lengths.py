@@ -13,7 +13,7 @@ from gradmem_bench.tasks.batching import EncodedDocument, encode_documents
 _SAMPLE = 200
 """Documents of the reported split that are looked at."""
 _LONGEST = 64
-"""Queries of so many bytes are encoded, to find the one of the most tokens."""
+"""So many queries of the most bytes are encoded, to find the one of the most tokens; and as many answers."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,13 @@ def asked_tokens(task: Task, backbone: Backbone) -> int:
 def most_asked_tokens(documents: Iterable[Document], task: Task, backbone: Backbone) -> int:
     """Tokens that the longest query and the longest answer of all `documents` take, told from those of most bytes."""
 
-    def size(query: Query) -> int:
-        return len(query.text.encode()) + max(len(text.encode()) for text in (query.targets[0], *query.choices))
+    def answer(query: Query) -> int:
+        return max(len(text.encode()) for text in (query.targets[0], *query.choices))
 
-    longest = nlargest(_LONGEST, chain.from_iterable(document.queries for document in documents), key=size)
-    return sum(_longest(encode_documents([Document("", "", tuple(longest))], task, backbone), task))
+    queries = [query for document in documents for query in document.queries]
+    asked = nlargest(_LONGEST, queries, key=lambda query: len(query.text.encode()))
+    longest = (*asked, *nlargest(_LONGEST, queries, key=answer))
+    return sum(_longest(encode_documents([Document("", "", longest)], task, backbone), task))
 
 
 def _longest(encoded: Sequence[EncodedDocument], task: Task) -> tuple[int, int]:
