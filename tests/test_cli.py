@@ -97,7 +97,18 @@ def test_show_fills_in_every_default_and_says_where_it_is_from():
         assert words in task.output
     wrong = command("show", "gradmen")
     assert (wrong.code, wrong.output) == (2, "")
-    assert wrong.errors == "error: There is no method and no task named 'gradmen'. Did you mean 'gradmem'?\n"
+    told = "There is no method, task or built-in backbone named 'gradmen'. Did you mean 'gradmem'?"
+    assert wrong.errors == f"error: {told}\n"
+
+
+def test_show_says_of_a_backbone_how_it_was_made():
+    shown = command("show", "wiki_2m")
+    assert shown.code == 0
+    assert "backbones/wiki_2m" in shown.output
+    assert "gradmem-bench pretrain --preset llama_10m" in shown.output
+    wrong = command("show", "wiki_3m")
+    assert (wrong.code, wrong.output) == (2, "")
+    assert "Did you mean 'wiki_2m'" in wrong.errors
 
 
 # ------------------------------------------------------------------------------------------- bad input

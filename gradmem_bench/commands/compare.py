@@ -22,19 +22,27 @@ def compare(
     by: Annotated[
         str,
         typer.Option(
-            help="task: one table a task, refusing records that cannot be compared; config: one for each configuration."
+            metavar="HOW",
+            help="task: one table a task, refusing records that cannot be compared; config: one for each "
+            "configuration.",
         ),
     ] = "task",
     baseline: Annotated[
         str | None,
         typer.Option(
-            help="The method that the others are compared with, query by query, or a row's name in the table."
+            metavar="NAME",
+            help="The method that the others are compared with, query by query, or a row's name in the table.",
         ),
     ] = None,
     each_seed: Annotated[
         bool, typer.Option("--each-seed", help="A row for every seed, rather than one for all seeds of a method.")
     ] = False,
-    format: Annotated[Format, typer.Option("--format", help="How the table is written.")] = Format.table,
+    format: Annotated[
+        Format,
+        typer.Option(
+            "--format", metavar="FORMAT", help="How the table is written: table, markdown, csv, latex or json."
+        ),
+    ] = Format.table,
 ) -> None:
     """Show the table that records make: who answers best from how many bytes, and what is more than chance.
 

@@ -141,15 +141,25 @@ def _list_runs(output: Path) -> None:
 
 
 def show(
-    name: Annotated[str, typer.Argument(help="A method's or a task's name.")],
+    name: Annotated[str, typer.Argument(help="The name of a method, a task or a built-in backbone.")],
     include_path: IncludePath = None,
 ) -> None:
-    """Show a method or a task in full: every key with its default, what it is and may be, the file, and the paper.
+    """Show a method or a task in full: every key with its default, what it is and may be, the file, and the paper. Of a
+    backbone, how it was made and what it can do.
 
     [dim]gradmem-bench show gradmem > mine.yaml[/]
     """
     from rich.console import Console
 
+    from gradmem_bench.registry import built_in_backbones, recipe_folder
+
+    if name in built_in_backbones():
+        from rich.markdown import Markdown
+
+        readme = recipe_folder("backbone") / name / "README.md"
+        Console().print(readme.parent, style="dim", highlight=False, soft_wrap=True)
+        Console().print(Markdown(readme.read_text(encoding="utf-8"), hyperlinks=False))
+        return
     from gradmem_bench.reporting.declarations import declaration
 
     # Not wrapped: what is printed is YAML, also in a file.

@@ -32,18 +32,22 @@ class StoredAs(StrEnum):
 
 
 Methods = Annotated[
-    list[str], typer.Option("--method", help="A method's name, or the path of its YAML. May be repeated.")
+    list[str],
+    typer.Option("--method", metavar="NAME", help="A method's name, or the path of its YAML. May be repeated."),
 ]
 Tasks = Annotated[
     list[str],
     typer.Option(
-        "--task", help="A task's name, a group of tasks, or the path of a YAML. May be repeated; every pair is run."
+        "--task",
+        metavar="NAME",
+        help="A task's name, a group of tasks, or the path of a YAML. May be repeated; every pair is run.",
     ),
 ]
 BackboneName = Annotated[
     str | None,
     typer.Option(
         "--backbone",
+        metavar="NAME",
         help="A hub id, a local folder, wiki_2m or wiki_14m (small language models, built in), kv_recall (of "
         "kv_small), or a random model's shape such as llama-2x64 or gpt2-12x768. The task names a default.",
     ),
@@ -52,6 +56,7 @@ Budgets = Annotated[
     list[str] | None,
     typer.Option(
         "--budget",
+        metavar="BYTES",
         help="The most state bytes per context, for example 4KiB; methods are fitted to it. May be repeated: every "
         "method is run at every budget.",
     ),
@@ -59,7 +64,10 @@ Budgets = Annotated[
 MaxPositions = Annotated[
     list[int] | None,
     typer.Option(
-        "--max-positions", min=1, help="The most positions that may stand before the query at READ. May be repeated."
+        "--max-positions",
+        min=1,
+        metavar="N",
+        help="The most positions that may stand before the query at READ. May be repeated.",
     ),
 ]
 StateDtypes = Annotated[
@@ -84,11 +92,17 @@ Load = Annotated[
     Path | None,
     typer.Option(
         "--load",
+        metavar="PATH",
         help="A checkpoint, a run's folder, a folder with one run of the method, or a folder of METHOD.safetensors.",
     ),
 ]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Of new weights and of the order of the data.")]
-RunDevice = Annotated[Device, typer.Option("--device", help="Where to run.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Of new weights and of the order of the data.")]
+RunDevice = Annotated[
+    Device,
+    typer.Option(
+        "--device", metavar="DEVICE", help="Where to run: auto (a GPU where there is one, else the CPU), cpu or cuda."
+    ),
+]
 RunDtype = Annotated[
     Dtype,
     typer.Option(
@@ -100,7 +114,9 @@ RunDtype = Annotated[
 ]
 IncludePath = Annotated[
     list[Path] | None,
-    typer.Option("--include-path", help="A folder of your own method and task YAML files. May be repeated."),
+    typer.Option(
+        "--include-path", metavar="PATH", help="A folder of your own method and task YAML files. May be repeated."
+    ),
 ]
 Runs = Annotated[list[Path] | None, typer.Argument(help="Records, or folders of them; by default ./runs.")]
 

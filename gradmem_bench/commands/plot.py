@@ -23,12 +23,15 @@ def plot(
     kind: Annotated[
         list[Kind] | None,
         typer.Option(
-            help="Score against state bytes, against pairs, K at training against K at evaluation, score "
-            "against the FLOPs of a WRITE, or the curves of training. May be repeated; by default all there are "
-            "numbers for."
+            metavar="KIND",
+            help="bytes: score against the bytes of a state; pairs: against their number; steps: K at training against "
+            "K at evaluation; flops: score against the FLOPs of a WRITE; training: its curves. May be repeated; by "
+            "default all there are numbers for.",
         ),
     ] = None,
-    output: Annotated[Path, typer.Option(help="Where the pictures go, each as PNG and as SVG.")] = Path("plots"),
+    output: Annotated[Path, typer.Option(metavar="PATH", help="Where the pictures go, each as PNG and as SVG.")] = Path(
+        "plots"
+    ),
 ) -> None:
     """Draw what records say: score against bytes, pairs, inner steps and FLOPs, and how training went.
 

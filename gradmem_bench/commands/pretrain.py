@@ -9,23 +9,32 @@ from gradmem_bench.commands.options import Device, Dtype, RunDevice, RunDtype, S
 
 
 def pretrain(
-    preset: Annotated[str, typer.Option(help="A preset's name (see backbones/), or the path of its YAML.")],
+    preset: Annotated[
+        str, typer.Option(metavar="NAME", help="A preset's name (see backbones/), or the path of its YAML.")
+    ],
     data: Annotated[
         Path,
         typer.Option(
+            metavar="PATH",
             help="Text files, or JSON lines or Parquet with a column 'text': one file or a folder. Files whose names "
-            "begin with 'validation' or 'test' are held out, else every 100th document."
+            "begin with 'validation' or 'test' are held out, else every 100th document.",
         ),
     ],
     output: Annotated[
-        Path, typer.Option(help="The folder that --backbone takes afterwards; a killed pretraining goes on in it.")
+        Path,
+        typer.Option(
+            metavar="PATH", help="The folder that --backbone takes afterwards; a killed pretraining goes on in it."
+        ),
     ],
     tokenizer: Annotated[
-        str | None, typer.Option(help="A folder or a hub id, in place of the preset's tokenizer.")
+        str | None, typer.Option(metavar="NAME", help="A folder or a hub id, in place of the preset's tokenizer.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps, in place of the preset's.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Optimiser steps, in place of the preset's.")
+    ] = None,
     seconds: Annotated[
-        float | None, typer.Option(help="Stop after so many seconds of training, the learning rate at its end.")
+        float | None,
+        typer.Option(metavar="S", help="Stop after so many seconds of training, the learning rate at its end."),
     ] = None,
     settings: Annotated[
         list[str] | None,

@@ -39,7 +39,9 @@ def profile(
     state_dtype: StateDtypes = None,
     settings: Settings = None,
     load: Load = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Contexts written, and queries answered, together.")] = 32,
+    batch_size: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Contexts written, and queries answered, together.")
+    ] = 32,
     seed: Seed = 0,
     device: RunDevice = Device.auto,
     dtype: RunDtype = Dtype.float32,

@@ -37,13 +37,16 @@ def run(
         bool | None,
         typer.Option("--train/--no-train", help="Whether to train; by default yes, unless --load is given."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Evaluate so many contexts only.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Evaluate so many contexts only.")] = None,
     seed: Seed = 0,
     device: RunDevice = Device.auto,
     dtype: RunDtype = Dtype.float32,
     output: Annotated[
         Path,
-        typer.Option(help="Where runs are kept; one that was killed goes on when the same command is given again."),
+        typer.Option(
+            metavar="PATH",
+            help="Where runs are kept; one that was killed goes on when the same command is given again.",
+        ),
     ] = Path("runs"),
     dry_run: Annotated[
         bool,

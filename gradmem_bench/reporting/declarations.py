@@ -15,7 +15,7 @@ from rich.text import Text
 from gradmem_bench.config import BackboneConfig, FunctionReference, MethodRecipe, TrainingConfig, load_yaml, validated
 from gradmem_bench.errors import UserError, did_you_mean
 from gradmem_bench.lm_eval_names import KNOWN, PREFIX
-from gradmem_bench.registry import Entry, Kind, entries, located, resolve
+from gradmem_bench.registry import Entry, Kind, built_in_backbones, entries, located, resolve
 
 _WIDTH = 79
 Models = dict[tuple[str, ...], type[BaseModel]]
@@ -85,8 +85,8 @@ def _kind(name: str, include_paths: list[Path]) -> Kind:
         for entry in entries(kind, include_paths):
             known |= {entry.name: kind, f"{entry.distribution}:{entry.name}": kind}
     if name not in known:
-        plain = [other for other in known if ":" not in other]
-        raise UserError(f"There is no method and no task named '{name}'.{did_you_mean(name, plain)}")
+        plain = [other for other in known if ":" not in other] + built_in_backbones()
+        raise UserError(f"There is no method, task or built-in backbone named '{name}'.{did_you_mean(name, plain)}")
     return known[name]
 
 
