@@ -1,4 +1,4 @@
-# `make demo` runs the main job in five minutes, `make test` the tests; both make .venv and install first.
+# `make demo` runs the main job in some six minutes, `make test` the tests; both make .venv and install first.
 
 PYTHON ?= python3
 # The models here are so small that a second thread gains nothing, and costs much when the machine has other work.

@@ -64,7 +64,10 @@ def test_help_and_lists_import_nothing_heavy(five_runs, arguments, words):
 
 
 def test_the_help_is_whole_at_eighty_columns():
-    for name in ("", "run", "profile", "pretrain", "compare", "list", "show", "check"):
+    for name in (
+        *("", "run", "profile", "pretrain", "compare", "plot", "reproduce", "list", "show", "check"),
+        *("leaderboard add", "leaderboard build", "leaderboard check"),
+    ):
         done = command(*name.split(), "--help")
         assert done.code == 0
         assert "…" not in done.output
@@ -105,7 +108,8 @@ def test_show_says_of_a_backbone_how_it_was_made():
     shown = command("show", "wiki_2m")
     assert shown.code == 0
     assert "backbones/wiki_2m" in shown.output
-    assert "gradmem-bench pretrain --preset llama_10m" in shown.output
+    page = (Path(gradmem_bench.__file__).parents[1] / "backbones/wiki_2m/README.md").read_text()
+    assert shown.output.endswith(page), "whole, with its commands as they can be pasted"
     wrong = command("show", "wiki_3m")
     assert (wrong.code, wrong.output) == (2, "")
     assert "Did you mean 'wiki_2m'" in wrong.errors

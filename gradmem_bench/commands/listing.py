@@ -141,7 +141,12 @@ def _list_runs(output: Path) -> None:
 
 
 def show(
-    name: Annotated[str, typer.Argument(help="The name of a method, a task or a built-in backbone.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="The name of a method, a task (also lm_eval:NAME) or a built-in backbone, or the path of a YAML."
+        ),
+    ],
     include_path: IncludePath = None,
 ) -> None:
     """Show a method or a task in full: every key with its default, what it is and may be, the file, and the paper. Of a
@@ -151,16 +156,7 @@ def show(
     """
     from rich.console import Console
 
-    from gradmem_bench.registry import built_in_backbones, recipe_folder
-
-    if name in built_in_backbones():
-        from rich.markdown import Markdown
-
-        readme = recipe_folder("backbone") / name / "README.md"
-        Console().print(readme.parent, style="dim", highlight=False, soft_wrap=True)
-        Console().print(Markdown(readme.read_text(encoding="utf-8"), hyperlinks=False))
-        return
     from gradmem_bench.reporting.declarations import declaration
 
-    # Not wrapped: what is printed is YAML, also in a file.
+    # Not wrapped: what is printed is YAML or a page with commands, also in a file.
     Console().print(declaration(name, include_path or []), soft_wrap=True)

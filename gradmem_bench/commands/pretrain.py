@@ -10,7 +10,8 @@ from gradmem_bench.commands.options import Device, Dtype, RunDevice, RunDtype, S
 
 def pretrain(
     preset: Annotated[
-        str, typer.Option(metavar="NAME", help="A preset's name (see backbones/), or the path of its YAML.")
+        str,
+        typer.Option(metavar="NAME", help="A preset's name, such as llama_10m or gpt2_18m, or the path of its YAML."),
     ],
     data: Annotated[
         Path,
@@ -27,7 +28,10 @@ def pretrain(
         ),
     ],
     tokenizer: Annotated[
-        str | None, typer.Option(metavar="NAME", help="A folder or a hub id, in place of the preset's tokenizer.")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="A folder, a hub id or a built-in backbone, in place of the preset's tokenizer."
+        ),
     ] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Optimiser steps, in place of the preset's.")

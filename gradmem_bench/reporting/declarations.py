@@ -15,7 +15,7 @@ from rich.text import Text
 from gradmem_bench.config import BackboneConfig, FunctionReference, MethodRecipe, TrainingConfig, load_yaml, validated
 from gradmem_bench.errors import UserError, did_you_mean
 from gradmem_bench.lm_eval_names import KNOWN, PREFIX
-from gradmem_bench.registry import Entry, Kind, built_in_backbones, entries, located, resolve
+from gradmem_bench.registry import Entry, Kind, built_in_backbones, entries, located, recipe_folder, resolve
 
 _WIDTH = 79
 Models = dict[tuple[str, ...], type[BaseModel]]
@@ -59,12 +59,18 @@ def highlighted(text: str) -> Text:
 
 
 def declaration(name: str, include_paths: list[Path]) -> Text:
-    """A method's or a task's YAML with every default filled in and every key explained, and where it comes from.
+    """A method's or a task's YAML with every default filled in and every key explained, and where it comes from; of a
+    built-in backbone, the page that says how it was made.
 
     Raises:
-        UserError: no method and no task has this name, or a key or a value in its file is wrong.
+        UserError: nothing has this name, or a key or a value in its file is wrong.
     """
-    entry = located(resolve(_kind(name, include_paths), name, include_paths))
+    kind = _kind(name, include_paths)
+    if kind is None:
+        folder = recipe_folder("backbone") / name
+        page = (folder / "README.md").read_text(encoding="utf-8")
+        return Text(f"backbone {name} · built in\n{folder}\n\n{page}".rstrip())
+    entry = located(resolve(kind, name, include_paths))
     if entry.target.startswith(PREFIX):
         return highlighted("\n".join(_lm_eval(entry)))
     if entry.members:
@@ -75,7 +81,8 @@ def declaration(name: str, include_paths: list[Path]) -> Text:
     return highlighted("\n".join(lines))
 
 
-def _kind(name: str, include_paths: list[Path]) -> Kind:
+def _kind(name: str, include_paths: list[Path]) -> Kind | None:
+    """What is shown; `None` is a built-in backbone."""
     if name.startswith(PREFIX):
         return "task"
     if Path(name).is_file():
@@ -84,10 +91,10 @@ def _kind(name: str, include_paths: list[Path]) -> Kind:
     for kind in ("method", "task"):
         for entry in entries(kind, include_paths):
             known |= {entry.name: kind, f"{entry.distribution}:{entry.name}": kind}
-    if name not in known:
+    if name not in known and name not in built_in_backbones():
         plain = [other for other in known if ":" not in other] + built_in_backbones()
         raise UserError(f"There is no method, task or built-in backbone named '{name}'.{did_you_mean(name, plain)}")
-    return known[name]
+    return known.get(name)
 
 
 def _method(entry: Entry) -> tuple[dict[str, Any], Models]:
