@@ -9,7 +9,7 @@ from gradmem_bench.errors import UserError
 from gradmem_bench.experiment import Known, choose
 from gradmem_bench.loading import load_backbone, own_folder, recorded_name
 from gradmem_bench.plan import Options
-from gradmem_bench.registry import located, resolve
+from gradmem_bench.registry import located
 from gradmem_bench.reproduction import Run
 from gradmem_bench.results import RunRecord, TrainingRecord
 from gradmem_bench.tasks.base import Task
@@ -110,10 +110,10 @@ def _agree(found: Mapping[str, Any], expected: Mapping[str, Any], defaults: Mapp
 
 def expected_of(run: Run, known: Known) -> dict[str, Any]:
     """What a record of this run says of itself; raises UserError for a name or a setting that is wrong."""
-    entry = resolve("method", run.method)
+    entry = known.entry("method", run.method)
     settings = (*run.inherited(entry.name), *run.assignments(entry.name))
     chosen = choose(entry, Options(backbone=run.backbone, settings=settings))
-    task = known.task(Path(located(resolve("task", run.task)).target), chosen.sections["task"])
+    task = known.task(Path(located(known.entry("task", run.task)).target), chosen.sections["task"])
     training = merge(task.metadata.get("training", {}), merge(chosen.recipe.training, chosen.sections["training"]))
     unnamed = f"The task {task.name} names no backbone of its own; give '{run.name}' one."
     backbone = chosen.backbone(task.metadata.get("backbone", {}), unnamed)

@@ -26,7 +26,8 @@ from gradmem_bench.errors import UserError, did_you_mean
 from gradmem_bench.loading import load_backbone
 from gradmem_bench.methods.base import MemoryMethod
 from gradmem_bench.plan import Options, Plan
-from gradmem_bench.registry import Entry, built_in_backbones, load_object, located, method_recipe
+from gradmem_bench.registry import Entry, Kind, built_in_backbones, load_object, located, method_recipe
+from gradmem_bench.registry import resolve as find
 from gradmem_bench.tasks.base import Document, Task
 from gradmem_bench.tasks.declaration import load_task
 from gradmem_bench.tasks.lengths import Lengths, asked_tokens, context_lengths, most_asked_tokens
@@ -37,11 +38,15 @@ _LONGEST = 2**31
 
 
 class Known:
-    """What several plans have in common and is read but once: tasks with their documents and how long those are, and
-    backbones' shapes."""
+    """What several plans have in common and is read but once: where names are from, tasks with their documents and how
+    long those are, and backbones' shapes."""
 
     def __init__(self) -> None:
         self._made: dict[str, Any] = {}
+
+    def entry(self, kind: Kind, name: str) -> Entry:
+        # To look one name up is to read every file and every package that may own it.
+        return self._once(["entry", kind, name], lambda: find(kind, name))
 
     def task(self, path: Path, settings: dict[str, Any]) -> Task:
         return self._once([str(path), settings], lambda: load_task(path, settings))

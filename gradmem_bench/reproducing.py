@@ -14,11 +14,10 @@ import torch
 from gradmem_bench.archive import Archive
 from gradmem_bench.checkpoints import METHOD_FILE, misfit, shapes_of
 from gradmem_bench.errors import UserError
-from gradmem_bench.experiment import resolve as resolve_plan
+from gradmem_bench.experiment import resolve
 from gradmem_bench.loading import load_backbone
 from gradmem_bench.plan import Options, Plan
 from gradmem_bench.reconstruction import PARTS_FILE, write_parts
-from gradmem_bench.registry import resolve
 from gradmem_bench.reporting.progress import RunDisplay
 from gradmem_bench.reproduction import Run, Scale
 from gradmem_bench.running import perform
@@ -103,7 +102,8 @@ class Maker:
             raise UserError(f"{run.name} cannot start from {run.start.name}: {fault}.")
 
     def _resolved(self, run: Run, load: Path | None) -> Plan:
-        method, task = resolve("method", run.method), resolve("task", run.task)
+        known = self.archive.known
+        method, task = known.entry("method", run.method), known.entry("task", run.task)
         inherited = () if load else run.inherited(method.name)
         options = Options(
             backbone=run.backbone,
@@ -119,7 +119,7 @@ class Maker:
         if asked in self._unreadable:
             raise UserError(self._unreadable[asked])
         try:
-            plan = resolve_plan(method, task, options, self.archive.known)
+            plan = resolve(method, task, options, known)
         except UserError as error:
             if "hub" in str(error):
                 self._unreadable[asked] = str(error)
