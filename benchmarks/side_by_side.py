@@ -24,7 +24,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from gradmem_bench.captured import SIGHTS
 from gradmem_bench.commands.options import Dtype
 from gradmem_bench.precision import round_products
-from gradmem_bench.results import code_version
+from gradmem_bench.results import code_version, processor
 
 Row = dict[str, Any]
 DTYPES = [one.value for one in Dtype]
@@ -262,7 +262,7 @@ def cells(figures: Row) -> list[str]:
 
 def machine(device: str, threads: int) -> Row:
     """What the figures were measured on."""
-    name = torch.cuda.get_device_name() if device == "cuda" else _processor()
+    name = torch.cuda.get_device_name() if device == "cuda" else processor()
     return {
         "device": name,
         "cores": os.cpu_count(),
@@ -270,12 +270,6 @@ def machine(device: str, threads: int) -> Row:
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(models, platform.machine())
 
 
 def publish(name: str, arguments: argparse.Namespace, rows: list[Row], figure: Figure | None, **what: Any) -> Path:

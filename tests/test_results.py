@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pyarrow.parquet
 import pytest
+import torch
 from commands import command
 from records import example_row, run_record, write_run
 
@@ -219,7 +221,10 @@ def test_damaged_examples_are_named_with_their_line(tmp_path):
 
 def test_the_environment_is_this_one():
     found = environment("cpu", "torch.bfloat16")
-    assert (found.device, found.dtype) == ("cpu", "bfloat16")
+    model, instructions = re.fullmatch(r"cpu \((.+), ([^,]+)\)", found.device).groups()
+    assert (instructions, found.dtype) == (torch.backends.cpu.get_cpu_capability(), "bfloat16")
+    if (about := Path("/proc/cpuinfo")).exists():
+        assert model in about.read_text()
     assert found.python == ".".join(map(str, sys.version_info[:3]))
     assert found.transformers.split(".")[0].isdigit() and found.threads >= 1
 

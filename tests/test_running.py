@@ -42,7 +42,7 @@ def test_a_run_leaves_a_complete_record_and_its_rows(five_runs, method):
     assert training.tokens == 640 * (6 + 4 + 2)
     assert training.flops > 0 and training.seconds > 0 and training.initial_checkpoint is None
     assert training.config["learning_rate"] == 3e-3
-    assert record.environment.threads == 1 and record.environment.device == "cpu"
+    assert record.environment.threads == 1 and record.environment.device.startswith("cpu (")
     assert record.backbone.parameter_count == 16_992 and record.backbone.family == "llama"
     assert record.task.source.location == "generated" and len(record.task.source.content_hash) == 64
     assert record.command[:3] == ["gradmem-bench", "run", "--method=gradmem"]

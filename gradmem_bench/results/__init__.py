@@ -18,7 +18,7 @@ from gradmem_bench.results.files import (
     read_record,
     write_record,
 )
-from gradmem_bench.results.provenance import code_version, environment
+from gradmem_bench.results.provenance import code_version, environment, processor
 from gradmem_bench.results.schema import (
     SCHEMA_VERSION,
     BackboneRecord,
@@ -68,6 +68,7 @@ __all__ = [
     "metric_results",
     "metric_title",
     "primary_metric",
+    "processor",
     "read_examples",
     "read_record",
     "seal",

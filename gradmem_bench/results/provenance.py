@@ -43,14 +43,26 @@ def _git(root: Path, *arguments: str) -> str | None:
     return answer.stdout.strip()
 
 
+def processor() -> str:
+    """The processor's model, or its architecture where the system does not say more."""
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text(encoding="utf-8").splitlines() if about.exists() else []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor() or platform.machine())
+
+
 def environment(device: "torch.device | str", dtype: "torch.dtype | str") -> Environment:
     """This machine, with the device and dtype that a run used on it."""
     import torch
 
     device = torch.device(device)
-    name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        # The instructions that torch takes of it: they set how sums are rounded, and trainings drift apart with that.
+        name = f"{processor()}, {torch.backends.cpu.get_cpu_capability()}"
     return Environment(
-        device=f"{device.type}{name}",
+        device=f"{device.type} ({name})",
         dtype=str(dtype).removeprefix("torch."),
         torch=torch.__version__,
         transformers=version("transformers"),

@@ -194,7 +194,7 @@ class Environment(Part):
     """The machine and the libraries."""
 
     device: str
-    """Where the model ran, with the accelerator's name: `cpu`, `cuda (NVIDIA H200)`."""
+    """Where the model ran, and on what: `cuda (NVIDIA H200)`, `cpu (AMD EPYC, AVX2)`; in older records `cpu` alone."""
     dtype: str
     """Dtype of the backbone's weights, for example `float32`."""
     torch: str
