@@ -1,8 +1,12 @@
+from pathlib import Path
+
 from commands import command
 from records import TASK, run_record, write_run
 
-from gradmem_bench.config import BackboneConfig, Budget
+import gradmem_bench
+from gradmem_bench.config import BackboneConfig, Budget, TrainingConfig
 from gradmem_bench.loading import load_backbone
+from gradmem_bench.methods.gradmem import GradMemParameters
 from gradmem_bench.registry import built_in_backbones
 
 
@@ -60,3 +64,33 @@ def test_a_list_tells_runs_of_one_task_apart(tmp_path):
         ["40", "8", "positions", "float32", "1", "1,000"],
         ["40", "16", "positions", "int8", "0", "1,000"],
     ]
+
+
+def test_show_fills_in_every_default_and_says_where_it_is_from():
+    method, task = command("show", "gradmem"), command("show", "kv_retrieval")
+    assert (method.code, task.code) == (0, 0)
+    for words in ("methods/gradmem.yaml", "Kuratov et al.", *(f"{key}:" for key in GradMemParameters.model_fields)):
+        assert words in method.output
+    for words in (
+        "tasks/kv_retrieval.yaml",
+        "pairs: 8",
+        "name: llama-4x128",
+        "steps: 20000",
+        *(f"{key}:" for key in TrainingConfig.model_fields),
+    ):
+        assert words in task.output
+    wrong = command("show", "gradmen")
+    assert (wrong.code, wrong.output) == (2, "")
+    told = "There is no method, task or built-in backbone named 'gradmen'. Did you mean 'gradmem'?"
+    assert wrong.errors == f"error: {told}\n"
+
+
+def test_show_says_of_a_backbone_how_it_was_made():
+    shown = command("show", "wiki_2m")
+    assert shown.code == 0
+    assert "backbones/wiki_2m" in shown.output
+    page = (Path(gradmem_bench.__file__).parents[1] / "backbones/wiki_2m/README.md").read_text()
+    assert shown.output.endswith(page), "whole, with its commands as they can be pasted"
+    wrong = command("show", "wiki_3m")
+    assert (wrong.code, wrong.output) == (2, "")
+    assert "Did you mean 'wiki_2m'" in wrong.errors

@@ -39,9 +39,7 @@ def compare(
     ] = False,
     format: Annotated[
         Format,
-        typer.Option(
-            "--format", metavar="FORMAT", help="How the table is written: table, markdown, csv, latex or json."
-        ),
+        typer.Option("--format", metavar="FORMAT", help=f"How the table is written: {', '.join(Format)}."),
     ] = Format.table,
 ) -> None:
     """Show the table that records make: who answers best from how many bytes, and what is more than chance.

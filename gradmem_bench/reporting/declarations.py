@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel
@@ -66,7 +66,7 @@ def declaration(name: str, include_paths: list[Path]) -> Text:
         UserError: nothing has this name, or a key or a value in its file is wrong.
     """
     kind = _kind(name, include_paths)
-    if kind is None:
+    if kind == "backbone":
         folder = recipe_folder("backbone") / name
         page = (folder / "README.md").read_text(encoding="utf-8")
         return Text(f"backbone {name} · built in\n{folder}\n\n{page}".rstrip())
@@ -81,8 +81,7 @@ def declaration(name: str, include_paths: list[Path]) -> Text:
     return highlighted("\n".join(lines))
 
 
-def _kind(name: str, include_paths: list[Path]) -> Kind | None:
-    """What is shown; `None` is a built-in backbone."""
+def _kind(name: str, include_paths: list[Path]) -> Kind | Literal["backbone"]:
     if name.startswith(PREFIX):
         return "task"
     if Path(name).is_file():
@@ -91,10 +90,11 @@ def _kind(name: str, include_paths: list[Path]) -> Kind | None:
     for kind in ("method", "task"):
         for entry in entries(kind, include_paths):
             known |= {entry.name: kind, f"{entry.distribution}:{entry.name}": kind}
-    if name not in known and name not in built_in_backbones():
-        plain = [other for other in known if ":" not in other] + built_in_backbones()
+    backbones = built_in_backbones()
+    if name not in known and name not in backbones:
+        plain = [other for other in known if ":" not in other] + backbones
         raise UserError(f"There is no method, task or built-in backbone named '{name}'.{did_you_mean(name, plain)}")
-    return known.get(name)
+    return known.get(name, "backbone")
 
 
 def _method(entry: Entry) -> tuple[dict[str, Any], Models]:
