@@ -16,7 +16,7 @@ G = W∘(dP - δ) - w dP + D∘(dO uVᵀ) and E = P∘(G - rowsum(G∘P)):
 On a GPU, without dropout, the passes are Triton kernels of the same formulas (triton_attention.py).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
@@ -28,17 +28,18 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 from transformers import AttentionInterface, PreTrainedModel
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.masking_utils import AttentionMaskInterface, causal_mask_function, sdpa_mask
 
 from gradmem_bench.errors import UserError
 
-NAME = "gradmem_blockwise"
-"""What transformers knows it by."""
+NAME, PADDED_BEHIND = "gradmem_blockwise", "gradmem_blockwise_padded_behind"
+"""What transformers knows it by; the second for texts that are padded behind their end alone, where a causal mask hides
+the padding too, and none is written out."""
 BLOCK_ELEMENTS, ON_GPU = 1 << 20, 1 << 25
 """Scores that exist at a time, of each kind; and on a GPU, which fewer do not keep busy."""
 _NOT_OURS = ("s_aux", "softcap", "position_bias")
 """What some models of transformers hand to attention beside a mask and a scale, and which changes what it computes."""
-_TRACED_ROWS, _TRACED_BLOCKS = 112, 3
+_TRACED_ROWS, _TRACED_ROWS_ON_GPU, _TRACED_BLOCKS = 56, 112, 3
 """Rows that a block has at least where it is compiled, and blocks at most. On two CPU cores a step of 96 pairs takes
 0.86 of the time with three blocks, and not less with six, which take four times as long to compile as one."""
 
@@ -57,12 +58,12 @@ def attention(
     Args:
         query: (B, H, S, e).
         key, value: (B, G, T, e), each of the G key-value heads serving H / G query heads.
-        mask: (B or 1, 1, S, T), bool, true where a query sees a key; `None` is all of it. A row that sees nothing
-            yields zero.
+        mask: (B or 1, 1, S, T), bool, true where a query sees a key; `None` hides nothing but what `causal` does. A
+            row that sees nothing yields zero.
         scale: of the scores.
         dropout_mask: (B, H, S, T), already divided by the probability to keep; fixed, so that every pass sees the same.
-        causal: whether the mask keeps every query from the keys behind it, the last query standing at the last key:
-            blocks then leave out the keys that none of their queries sees.
+        causal: whether every query is kept from the keys behind it, the last query standing at the last key: a mask, if
+            there is one, has to say so too. Blocks leave out the keys that none of their queries sees.
     Returns:
         (B, H, S, e).
     """
@@ -77,6 +78,8 @@ def attention(
     if torch.compiler.is_compiling():
         # A trace would lose the second derivative of the functions below, without a word (seen in PyTorch 2.13).
         return _traced(query, key, value, mask, scale, dropout_mask, causal)
+    if mask is None and causal:
+        mask = _hidden(query.shape[2], key.shape[2], query.dtype, query.device)[None, None] == 0
     return _Attention.apply(query, key, value, mask, scale, dropout_mask, causal)
 
 
@@ -90,8 +93,11 @@ def _traced(
     causal: bool,
 ) -> Tensor:
     """What a compiler is given: few blocks, since it compiles each by itself."""
-    length = query.shape[2]
-    rows = -(-length // max(1, min(_TRACED_BLOCKS, length // _TRACED_ROWS))) if causal else length
+    length, on_gpu = query.shape[2], query.is_cuda
+    least = _TRACED_ROWS_ON_GPU if on_gpu else _TRACED_ROWS
+    rows = -(-length // max(1, min(_TRACED_BLOCKS, length // least))) if causal else length
+    # A kernel for a CPU would compare positions at every score, in every pass; what it does not see into, it reads.
+    hidden = _hidden if on_gpu else _hidden_as_it_is
     outputs = []
     for first in range(0, length, rows):
         s = slice(first, first + rows)
@@ -101,11 +107,23 @@ def _traced(
         )
         if mask is not None:
             scores = scores.masked_fill(~mask[:, :, s, t], torch.finfo(scores.dtype).min)
+        elif causal:
+            # Added, it asks nothing of the derivatives: probabilities of zero are in all of them.
+            scores = scores + hidden(*scores.shape[2:], scores.dtype, scores.device)
         chances = scores.softmax(dim=-1).to(query.dtype)
         if dropout is not None:
             chances = chances * dropout[:, :, s, t]
         outputs.append(chances @ value[:, :, t])
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+
+
+def _hidden(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(rows, columns): the least number where what is causal hides a key, and 0 elsewhere."""
+    return torch.full((rows, columns), torch.finfo(dtype).min, dtype=dtype, device=device).triu(1 + columns - rows)
+
+
+_hidden_as_it_is = torch.library.custom_op("gradmem_bench::hidden", _hidden, mutates_args=())
+_hidden_as_it_is.register_fake(_hidden)
 
 
 def _seen(s: slice, query: Tensor, key: Tensor, causal: bool) -> slice:
@@ -283,7 +301,7 @@ def _for_transformers(
     dropout: float = 0.0,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: (B, H, S, e) in, (B, S, H, e) out; the mask comes from `_mask`."""
+    """transformers' attention interface: (B, H, S, e) in, (B, S, H, e) out; the mask comes from the two below."""
     if unknown := [name for name in _NOT_OURS if others.get(name) is not None]:
         raise UserError(
             f"{type(module).__name__} attends with '{unknown[0]}', which attention in blocks does not know; name a "
@@ -295,7 +313,8 @@ def _for_transformers(
         keep = 1 - dropout
         shape = (*query.shape[:-1], key.shape[2])
         dropped = torch.empty(shape, dtype=query.dtype, device=query.device).bernoulli_(keep).div_(keep)
-    output = attention(query, key, value, attention_mask, scale, dropped, causal=getattr(module, "is_causal", False))
+    causal = attention_mask is None or getattr(module, "is_causal", False)
+    output = attention(query, key, value, attention_mask, scale, dropped, causal)
     return output.transpose(1, 2).contiguous(), None
 
 
@@ -304,19 +323,32 @@ def _mask(*arguments: Any, **options: Any) -> Tensor:
     return sdpa_mask(*arguments, **{**options, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False})
 
 
-AttentionInterface.register(NAME, _for_transformers)
-AttentionMaskInterface.register(NAME, _mask)
+def _mask_of_more(*arguments: Any, mask_function: Callable = causal_mask_function, **options: Any) -> Tensor | None:
+    """`None` where a mask would be causal and of padding; a window, for example, is more than that."""
+    if mask_function is causal_mask_function:
+        return None
+    return _mask(*arguments, mask_function=mask_function, **options)
+
+
+for _name, _masks in ((NAME, _mask), (PADDED_BEHIND, _mask_of_more)):
+    AttentionInterface.register(_name, _for_transformers)
+    AttentionMaskInterface.register(_name, _masks)
 
 
 @contextmanager
-def blockwise(model: PreTrainedModel) -> Iterator[None]:
+def blockwise(model: PreTrainedModel, padded_behind: bool = False) -> Iterator[None]:
     """Runs `model` with this attention, and afterwards with its own again; one whose attention is not transformers' to
-    replace keeps its own."""
+    replace keeps its own.
+
+    Args:
+        padded_behind: whether what it is run on is padded behind its end alone, if at all; what padding itself sees is
+            then left open.
+    """
     if not model.is_backend_compatible():
         yield
         return
     before = model.config._attn_implementation
-    model.config._attn_implementation = NAME
+    model.config._attn_implementation = PADDED_BEHIND if padded_behind else NAME
     try:
         yield
     finally:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from methods.matrix import BACKBONES, backbone, ids_of
-from transformers import AutoModelForCausalLM, GptOssConfig
+from transformers import AutoModelForCausalLM, GptOssConfig, MistralConfig
 
 from gradmem_bench import attention as room
 from gradmem_bench.attention import attention, blockwise
@@ -66,15 +66,17 @@ def test_both_derivatives_agree_with_finite_differences(groups, dropout):
 @pytest.mark.parametrize("traced", [False, True], ids=["as it stands", "as a compiler sees it"])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("queries", [6, 4])
-def test_what_a_causal_mask_hides_is_left_out_and_nothing_else(queries, dropout, traced, monkeypatch):
+@pytest.mark.parametrize("holes", [True, False], ids=["a mask with holes", "no mask"])
+def test_what_a_causal_mask_hides_is_left_out_and_nothing_else(holes, queries, dropout, traced, monkeypatch):
     monkeypatch.setattr(room, "_TRACED_ROWS", 2)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: traced)
     (query, key, value), mask, kept = case(2, dropout)
     generator = torch.Generator().manual_seed(1)
     query = torch.randn(2, 4, queries, 3, dtype=torch.float64, generator=generator).requires_grad_()
     # The first key is seen by all, since a row that sees nothing is another thing to a compiler.
-    mask = torch.rand(2, 1, queries, 6, generator=generator) > 0.3
+    mask = torch.rand(2, 1, queries, 6, generator=generator) > (0.3 if holes else 0)
     mask = (mask | (torch.arange(6) == 0)) & torch.ones(queries, 6, dtype=torch.bool).tril(6 - queries)
+    given = mask if holes else None
     kept = kept if kept is None else torch.cat([kept, kept], dim=2)[:, :, :queries]
     inputs = query, key, value
 
@@ -83,16 +85,17 @@ def test_what_a_causal_mask_hides_is_left_out_and_nothing_else(queries, dropout,
         first = torch.autograd.grad(output.sin().sum(), inputs, create_graph=True)
         return [output, *first, *torch.autograd.grad(sum(one.square().sum() for one in first), inputs)]
 
-    ours = derived(lambda: attention(*inputs, mask, SCALE, kept, causal=True))
+    ours = derived(lambda: attention(*inputs, given, SCALE, kept, causal=True))
     for found, expected in zip(ours, derived(lambda: eager(*inputs, mask, kept)), strict=True):
         torch.testing.assert_close(found, expected)
     if traced or room.BLOCK_ELEMENTS == 72:
         unread = value.detach().index_fill(2, torch.arange(9 - queries, 6), torch.nan)
-        assert attention(query, key, unread, mask, SCALE, kept, causal=True)[:, :, 0].isfinite().all()
+        assert attention(query, key, unread, given, SCALE, kept, causal=True)[:, :, 0].isfinite().all()
 
 
+@pytest.mark.parametrize("padded_behind", [False, True])
 @pytest.mark.parametrize("name", BACKBONES)
-def test_a_model_s_double_backward_is_that_of_eager_attention(name):
+def test_a_model_s_double_backward_is_that_of_eager_attention(name, padded_behind):
     on = backbone(name)
     text = Tokens.from_lists(ids_of(on, 9, 5))
     start = 0.3 * torch.randn(2, 3, on.width, generator=torch.Generator().manual_seed(0))
@@ -104,7 +107,7 @@ def test_a_model_s_double_backward_is_that_of_eager_attention(name):
         return torch.autograd.grad(slope.square().sum(), memory)[0]
 
     own = on.config._attn_implementation
-    with blockwise(on.model):
+    with blockwise(on.model, padded_behind):
         ours = meta_gradient()
     assert on.config._attn_implementation == own
     on.model.set_attn_implementation("eager")
@@ -127,6 +130,20 @@ def test_a_model_s_double_backward_under_autocast_is_the_same_up_to_rounding(nam
         found.append(torch.autograd.grad(slope.square().sum(), memory)[0])
     assert (found[1] - found[0]).norm() < 0.2 * found[0].norm()
     assert not torch.equal(*found)
+
+
+def test_a_window_is_kept_where_padding_needs_no_mask():
+    sizes = {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    config = MistralConfig(**sizes, num_key_value_heads=1, vocab_size=32, sliding_window=3, attn_implementation="eager")
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        expected = model(ids).logits
+        with blockwise(model, padded_behind=True):
+            torch.testing.assert_close(model(ids).logits, expected)
+        model.config.sliding_window = None
+        assert not torch.allclose(model(ids).logits, expected, atol=1e-3)
 
 
 @pytest.mark.gpu
