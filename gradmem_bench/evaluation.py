@@ -85,6 +85,13 @@ class Evaluator:
         with self.autocast():
             return self.method.states(contexts)
 
+    @torch.no_grad()
+    def blank(self, count: int) -> list[bytes] | None:
+        """So many states that nothing was written into; `None` where the method has none."""
+        with self.autocast():
+            state = self.method.blank(count)
+        return None if state is None else state.to_bytes(self.budget.state_dtype)
+
     def write(self, documents: Sequence[EncodedDocument], reconstruct: bool = True) -> Written:
         """Contexts in, bytes out; the contexts go no further."""
         contexts = Tokens.from_lists([document.context for document in documents], self.backbone.device)

@@ -47,8 +47,8 @@ def swap_test(evaluator: Evaluator, documents: Sequence[EncodedDocument], known:
     """Answers some of each document's queries from its own state and from that of a document half the sample away.
 
     It passes when the foreign states answer no better than chance, fails when they do, and has no verdict where the own
-    states answer no better than chance either: then there was nothing to lose. What random states answer is told beside
-    it, and decides nothing.
+    states answer no better than chance either: then there was nothing to lose. What random states answer, and those
+    that nothing was written into, is told beside it, and decides nothing.
 
     Args:
         known: what `closed_book` gave for the same documents.
@@ -79,6 +79,7 @@ def swap_test(evaluator: Evaluator, documents: Sequence[EncodedDocument], known:
     own, foreign = answers(states), answers({key: states[other.document.id] for key, other in away.items()})
     own_right, swapped_right = right(own), right(foreign)
     drawn = random_states(list(states.values()), evaluator.budget.state_dtype)
+    blank = evaluator.blank(len(asked))
     chance, count = max(known, _chance(foreign, asked, task)), len(asked)
     own_score, swapped_score = own_right / count, swapped_right / count
     low, _ = wilson(swapped_right, count, _LEVEL)
@@ -101,6 +102,7 @@ def swap_test(evaluator: Evaluator, documents: Sequence[EncodedDocument], known:
         swapped_score=swapped_score,
         chance_score=chance,
         random_score=None if drawn is None else right(answers(dict(zip(states, drawn, strict=True)))) / count,
+        blank_score=None if blank is None else right(_answers(evaluator, asked, blank)) / count,
         passed=passed,
         outcome=outcome,
     )

@@ -331,6 +331,11 @@ class DoesNotRun(MeanPool):
         return super().write(contexts).tensors["memory"]
 
 
+class BeginsWithSomethingElse(MeanPool):
+    def blank(self, count):
+        return MemoryState({"memory": torch.zeros(count, 1, self.backbone.width)})
+
+
 class RefusesEverything(MeanPool):
     def __init__(self, backbone, parameters):
         raise UserError("This method takes no such backbone.")
@@ -340,6 +345,7 @@ BREAKS: dict[str, list[tuple[type[MemoryMethod], str]]] = {
     "runs": [
         (DoesNotRun, "gives a tensor of shape (3, 8, 32) and not a MemoryState of as many"),
         (RefusesEverything, "it refuses this backbone: This method takes no such backbone."),
+        (BeginsWithSomethingElse, "What it says WRITE begins with is a MemoryState of 3, and no state of the names"),
     ],
     "bytes": [(PadsItsSizeAway, "something that READ uses is not in the bytes")],
     "size": [

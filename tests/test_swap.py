@@ -254,6 +254,24 @@ def test_random_states_are_of_the_same_kind_and_know_nothing(answering):
         assert swapped(build(name, answering)).random_score is None
 
 
+class BeginningWithTheFirst(FullKV):
+    """Says that it begins with what it has of the first context that it is given."""
+
+    def write(self, contexts: Tokens) -> MemoryState:
+        written = super().write(contexts)
+        self.first = getattr(self, "first", written.to_bytes("float32")[0])
+        return written
+
+    def blank(self, count: int) -> MemoryState:
+        return MemoryState.from_bytes([self.first] * count, self.backbone.device)
+
+
+def test_the_state_that_write_begins_with_is_asked_what_the_others_are(answering):
+    made = [Document(f"{n}", f"!a:{n % 4}!|", (Query(f"q{n}", "?!a:", (f"{n % 4}",)),)) for n in range(8)]
+    assert swapped(BeginningWithTheFirst(answering, FullKV.Parameters()), made).blank_score == 0.25
+    assert swapped(build("full_kv", answering), made).blank_score is None
+
+
 def test_random_states_have_the_shapes_and_the_scale_of_those_written():
     vectors = torch.randn(200, 4, 8) * 3 + 1
     padded = torch.cat([torch.full((200, 2, 5), 2.0), torch.zeros(200, 1, 5)], dim=1)

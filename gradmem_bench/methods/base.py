@@ -105,6 +105,11 @@ class MemoryMethod(nn.Module, ABC):
     def read(self, state: MemoryState) -> Prefix:
         """What stands before the query, from the state alone."""
 
+    def blank(self, count: int) -> MemoryState | None:
+        """So many states as they are before WRITE puts anything of a context into them (K = 0), a control of every
+        table; `None` for a method that begins with nothing."""
+        return None
+
     def states(self, contexts: Tokens) -> MemoryState:
         """What `write` makes of B contexts; raises UserError where that is not B states."""
         state, name = self.write(contexts), type(self).__name__

@@ -227,16 +227,23 @@ class GradMem(MemoryMethod):
             clip_value=settings.inner_clip_value,
             clip_norm=settings.inner_clip_norm,
         )
-        start = self.memory(len(contexts))
         memory = descent(
             self.inner_loss,
-            with_fast_weights(start, self.projection) if settings.projection == "per_sample" else start,
+            self._start(len(contexts)),
             steps,
             self.learning_rates(steps),
             inputs=(contexts.ids, contexts.mask),
             parameters=list(self.parameters()),
         )
         return MemoryState({"memory": self._vectors(memory)})
+
+    def _start(self, count: int) -> Tensor:
+        """M_0, all that descends, (B, m or more, d)."""
+        start = self.memory(count)
+        return with_fast_weights(start, self.projection) if self.settings.projection == "per_sample" else start
+
+    def blank(self, count: int) -> MemoryState:
+        return MemoryState({"memory": self._vectors(self._start(count))})
 
     def read(self, state: MemoryState) -> Prefix:
         return vectors_prefix(self.read_control(self._projected(state.tensors["memory"])))

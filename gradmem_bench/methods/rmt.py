@@ -84,6 +84,9 @@ class RMT(MemoryMethod):
             memory = written if self.norm is None else memory + self.norm(written)
         return MemoryState({"memory": memory})
 
+    def blank(self, count: int) -> MemoryState:
+        return MemoryState({"memory": self.memory(count)})
+
     def _pass(self, memory: Tensor, contexts: Tokens) -> Tensor:
         count = memory.shape[1]
         memory = memory if self.projection is None else self.projection(memory)

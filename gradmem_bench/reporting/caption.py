@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from gradmem_bench.config import Budget
+from gradmem_bench.reporting.controls import control_lines
 from gradmem_bench.reporting.labels import settings_of, short_names
 from gradmem_bench.reporting.references import RULE
 from gradmem_bench.reporting.rows import Row
@@ -56,7 +57,7 @@ def caption(
     yield from _settings_lines(rows)
     yield "READ positions stand before the query; while it is answered, they hold KV in memory, of so many bytes."
     yield from _capacity_line(list(rows.values()))
-    yield from _control_lines(records)
+    yield from control_lines(records)
     yield from _cost_lines(rows)
     yield from _metric_line(records[0].task, next(iter(rows.values())).ranked_by)
     yield _reference_line(list(rows.values()), floor, ceiling)
@@ -89,30 +90,6 @@ def caption(
                 yield f"{SWAP_MARK} {label} did not pass the swap test{seed}: {outcome}."
         for clause in row.over_budget:
             yield f"{BUDGET_MARK} {label} is over its budget: {clause}."
-
-
-def _control_lines(records: Sequence[RunRecord]) -> Iterable[str]:
-    queries = [one.swap_test.queries for one in records if one.swap_test.swapped_score is not None]
-    if queries:
-        several = f"{min(queries):,} to {max(queries):,}" if min(queries) < max(queries) else f"{queries[0]:,}"
-        yield (
-            "Foreign, random: the share of right answers from another context’s state, and from one of random numbers, "
-            f"over the swap test’s {several} queries."
-        )
-    asked: dict[tuple[str, str], set[int | None]] = {}
-    for one in records:
-        parameters = one.method.parameters
-        if parameters.get("inner_steps") and "evaluation_inner_steps" in parameters:
-            trained = repr({key: value for key, value in parameters.items() if key != "evaluation_inner_steps"})
-            asked.setdefault((one.method.name, trained), set()).add(parameters["evaluation_inner_steps"])
-    without = [name for (name, _), steps in asked.items() if 0 not in steps]
-    for name in dict.fromkeys(without):
-        settings = sum(other == name for other, _ in asked)
-        some = f" in {without.count(name)} of its {settings} settings" if settings > 1 else ""
-        yield (
-            f"{name} without a step of WRITE (K = 0) was not run here{some}: --set {name}.evaluation_inner_steps=0 "
-            "shows what the steps do, and trains nothing anew where the weights are kept."
-        )
 
 
 def sizes(row: Row) -> tuple:

@@ -120,6 +120,7 @@ def _flat(row: Row) -> dict[str, Any]:
         "swap_test_passed": _swap_test(row),
         "foreign_state_score": row.mean(lambda one: one.swap_test.swapped_score),
         "random_state_score": row.mean(lambda one: one.swap_test.random_score),
+        "blank_state_score": row.mean(lambda one: one.swap_test.blank_score),
         "write_seconds_per_context": row.mean(lambda one: one.costs.write_seconds_per_context),
         "read_seconds_per_query": row.mean(lambda one: one.costs.read_seconds_per_query),
         "batch_size": record.costs.batch_size,

@@ -149,7 +149,7 @@ def rows_report(table: Sequence[Line], metric: str, solved_at: float) -> "Render
                 line.told,
                 each,
                 solved,
-                _mean(without),
+                _mean(without or [swap.blank_score for swap in swaps]),
                 _mean([swap.swapped_score for swap in swaps]),
                 _mean([swap.random_score for swap in swaps]),
             ]
@@ -160,8 +160,8 @@ def rows_report(table: Sequence[Line], metric: str, solved_at: float) -> "Render
         Text(""),
         _grid(["method", "setting", "each seed", f"≥ {solved_at:g}", "K = 0", "foreign", "random"], seeds),
         Text(
-            f"≥ {solved_at:g}: how many of the seeds reach it. K = 0: no step of WRITE. foreign, random: exact match "
-            "from another context's, or a random state."
+            f"≥ {solved_at:g}: how many of the seeds reach it. K = 0: the state that WRITE begins with. foreign, "
+            "random: exact match from another context's, or a random state."
         ),
     )
 

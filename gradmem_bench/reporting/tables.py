@@ -185,6 +185,7 @@ def columns_of(table: Comparison) -> list[Column]:
         *_versus_columns(table),
         Column("foreign state", "foreign\nstate", _control("swapped_score"), _CONTROL),
         Column("random state", "random\nstate", _control("random_score"), _CONTROL),
+        Column("blank state", "blank\nstate", _control("blank_score"), _CONTROL),
         Column("WRITE ms", "WRITE\nms", _milliseconds(lambda record: record.costs.write_seconds_per_context), _COST),
         Column("WRITE FLOPs", "WRITE\nFLOPs", lambda row: _count(row.flops("write")), _COST),
         Column("READ ms", "READ\nms", _milliseconds(lambda record: record.costs.read_seconds_per_query), _COST),
@@ -192,7 +193,7 @@ def columns_of(table: Comparison) -> list[Column]:
         Column("training steps, time", "training\nsteps, time", _train, _TRAINING),
         Column("training FLOPs", "training\nFLOPs", lambda row: _count(row.trained("flops")), _TRAINING),
     ]
-    optional = {"recalled bits per state byte", "foreign state", "random state"}
+    optional = {"recalled bits per state byte", "foreign state", "random state", "blank state"}
     optional |= {"WRITE FLOPs", "READ FLOPs", "training FLOPs"}
     return [
         column

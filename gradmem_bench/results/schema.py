@@ -137,6 +137,9 @@ class SwapTest(Part):
     random_score: float | None = None
     """The same with random states of the same shape, mean and deviation; `None` where a state holds no such numbers,
     or in records from before it was tried."""
+    blank_score: float | None = None
+    """The same with the state that WRITE begins with, before anything of a context is in it (K = 0); `None` where a
+    method begins with nothing, or in records from before it was tried."""
     passed: bool | None
     """Whether swapping dropped the score to chance; `None` when it was there before, or could not be tried."""
     outcome: str

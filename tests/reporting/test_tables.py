@@ -294,6 +294,14 @@ def test_the_controls_stand_beside_the_scores_and_a_missing_one_is_told():
     without = run_record(parameters={**steps, "evaluation_inner_steps": 0}, right=1)
     [table] = comparison([*records, without])
     assert not any(line.startswith(absent) for line in table.caption)
+    # Where the swap test tried the state that WRITE begins with, that is told in its place.
+    tried = swapped(both[0], swapped_score=0.125, random_score=0.5, blank_score=0.25)
+    [table] = comparison([tried, records[1]])
+    assert not any(line.startswith(absent) for line in table.caption)
+    assert any("and from the one that WRITE begins with (K = 0)" in line for line in table.caption)
+    assert "| blank state |" in to_markdown([table])
+    flat = {row["method"]: row["blank_state_score"] for row in json.loads(to_json([table]))[0]["rows"]}
+    assert flat == {"gradmem": 0.25, "no_memory": None}
     # Of one training it says nothing of another.
     [table] = comparison([*records, without, run_record(parameters={**steps, "inner_steps": 1}, right=3)])
     assert any(line.startswith(f"{absent} in 1 of its 2 settings") for line in table.caption)
