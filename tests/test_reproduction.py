@@ -34,6 +34,7 @@ OWN = (
     "writing",
     "writing_steps",
     "writing_ablation",
+    "writing_seeds",
     "writing_pairs",
     "eight_vectors",
     "babi_wiki",

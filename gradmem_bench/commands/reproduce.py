@@ -28,8 +28,8 @@ def reproduce(
         str,
         typer.Argument(
             help="fig3, fig4 (fig4a, fig4b), fig5, tables (babi, squad, question, reconstruction), claims (writing, "
-            "writing_steps, writing_ablation), writing_pairs, eight_vectors, babi_wiki, "
-            "squad_wiki, babi_wiki_14m, squad_wiki_14m, or the path of an experiment's YAML."
+            "writing_steps, writing_ablation), writing_seeds, writing_pairs, eight_vectors, "
+            "babi_wiki, squad_wiki, babi_wiki_14m, squad_wiki_14m, or the path of an experiment's YAML."
         ),
     ],
     scale: Annotated[
