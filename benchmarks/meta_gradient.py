@@ -4,23 +4,27 @@
     python benchmarks/meta_gradient.py --model gpt2 --length 256 512 --steps 1 --batch 2
 
 *naive* is what the paper's code does, written out: eager attention, `create_graph=True` at every inner step, whole
-logits. Times are medians of paired ratios. The norms of all gradients are compared first. Where the graphs of all steps
-would not fit into memory, judged by fewer steps, those who keep them are left out.
+logits. Times are medians of paired ratios. The norms of all gradients are compared first. On a CPU the seconds that one
+step of each spends in products of matrices are told as well: no exact engine is without them. Where the graphs of all
+steps would not fit into memory, judged by fewer steps, those who keep them are left out.
 """
 
 import argparse
 import os
 from collections import defaultdict
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from side_by_side import Row, row, serve, start, take_turns
 from sweep import TOLERANCE, add_sizes, method_and_batch, naive_write, precision, sweep, unit_of
 from torch import Tensor
+from torch.autograd.profiler import profile
 
 from gradmem_bench.batch import Batch
 from gradmem_bench.methods.gradmem import GradMem
 
+PRODUCTS = {f"aten::{name}" for name in ("mm", "addmm", "addmm_", "bmm", "baddbmm")}
 VARIANTS = ("naive", "unrolled", "recompute", "compiled")
 KEEPS_ALL = ("naive", "unrolled")
 HOLES = 1.7
@@ -46,9 +50,16 @@ def work(arguments: argparse.Namespace) -> None:
 
     def figures() -> Row:
         gradients = {name: float(one.grad.norm()) for name, one in method.named_parameters() if one.grad is not None}
-        return {"gradients": gradients}
+        return {"gradients": gradients, "products": products(step) if arguments.device == "cpu" else None}
 
     serve(step, arguments.device, figures)
+
+
+def products(step: Callable[[], None]) -> float:
+    """Seconds of one step in products of matrices."""
+    with profile(use_kineto=False) as seen:
+        step()
+    return sum(one.self_cpu_time_total for one in seen.key_averages() if one.key in PRODUCTS) / 1e6
 
 
 def naive_loss(method: GradMem, batch: Batch) -> Tensor:
@@ -82,7 +93,8 @@ def drive(arguments: argparse.Namespace) -> None:
             if worst and exact and not differences[worst] <= TOLERANCE:
                 raise SystemExit(f"{variant} disagrees with {next(iter(norms))} on the gradient of {worst}")
             difference = worst and differences[worst]
-            rows[variant] = row(found, answers.get("naive"), variant=variant, gradient_difference=difference)
+            told = {"gradient_difference": difference, "products_seconds": found[0].get("products")}
+            rows[variant] = row(found, answers.get("naive"), variant=variant, **told)
         if "naive" in rows and rows["naive"]["bytes"] is not None:
             naive_bytes[size][steps] = rows["naive"]["bytes"]
         return list(rows.values())

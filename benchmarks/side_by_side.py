@@ -197,7 +197,8 @@ def take_turns(
 
 def _worker(command: list[str], **settings: str) -> subprocess.Popen[str]:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    return subprocess.Popen(command, **pipes, text=True, env=os.environ | settings)
+    # The profiler tells of itself below level 5.
+    return subprocess.Popen(command, **pipes, text=True, env=os.environ | {"KINETO_LOG_LEVEL": "5"} | settings)
 
 
 def _answer(worker: subprocess.Popen[str]) -> Row:

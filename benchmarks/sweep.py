@@ -134,6 +134,8 @@ def sweep(
                 told = f"{seconds} s, {peak}" if one["seconds"] else seconds
                 if one["time_ratio"] is not None:
                     told += f": {ratio} of naive's time, {memory} of its memory"
+                if (products := one.get("products_seconds")) is not None:
+                    told += f"; {products:.3g} s of one step were products"
                 console.print(f"{size} {unit}, K = {steps}, {of}: {told}", highlight=False)
             left -= 1
     finally:
