@@ -56,8 +56,8 @@ def work(arguments: argparse.Namespace) -> None:
 
 
 def products(step: Callable[[], None]) -> float:
-    """Seconds of one step in products of matrices."""
-    with profile(use_kineto=False) as seen:
+    """Seconds of one step in products of matrices; those within READ's fused attention, which are few, are left out."""
+    with profile() as seen:
         step()
     return sum(one.self_cpu_time_total for one in seen.key_averages() if one.key in PRODUCTS) / 1e6
 

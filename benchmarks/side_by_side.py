@@ -198,7 +198,7 @@ def take_turns(
 def _worker(command: list[str], **settings: str) -> subprocess.Popen[str]:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     # The profiler tells of itself below level 5.
-    return subprocess.Popen(command, **pipes, text=True, env=os.environ | {"KINETO_LOG_LEVEL": "5"} | settings)
+    return subprocess.Popen(command, **pipes, text=True, env={"KINETO_LOG_LEVEL": "5"} | os.environ | settings)
 
 
 def _answer(worker: subprocess.Popen[str]) -> Row:

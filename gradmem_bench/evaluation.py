@@ -86,11 +86,11 @@ class Evaluator:
             return self.method.states(contexts)
 
     @torch.no_grad()
-    def blank(self, count: int) -> list[bytes] | None:
-        """So many states that nothing was written into; `None` where the method has none."""
+    def blank(self) -> bytes | None:
+        """A state that nothing was written into; `None` where the method begins with nothing."""
         with self.autocast():
-            state = self.method.blank(count)
-        return None if state is None else state.to_bytes(self.budget.state_dtype)
+            state = self.method.blank(1)
+        return None if state is None else state.to_bytes(self.budget.state_dtype)[0]
 
     def write(self, documents: Sequence[EncodedDocument], reconstruct: bool = True) -> Written:
         """Contexts in, bytes out; the contexts go no further."""

@@ -72,6 +72,15 @@ class MemoryState:
     def __len__(self) -> int:
         return len(next(iter(self.tensors.values()))) if self.tensors else 0
 
+    @property
+    def kind(self) -> dict[str, tuple]:
+        """What all states of one method share: each tensor's dtype, whether it is ragged, and its shape, the batch and
+        how long a ragged one is apart."""
+        return {
+            name: (tensor.dtype, name in self.ragged, tensor.shape[2 if name in self.ragged else 1 :])
+            for name, tensor in self.tensors.items()
+        }
+
     def _one(self, name: str, row: int) -> Tensor:
         tensor = self.tensors[name][row]
         return tensor[: int(self.lengths[row])] if name in self.ragged else tensor

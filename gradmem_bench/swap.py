@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from gradmem_bench.config import StateDtype
+from gradmem_bench.errors import UserError
 from gradmem_bench.evaluation import Evaluator, likeliest
 from gradmem_bench.metrics import exact_match
 from gradmem_bench.results import SwapTest
@@ -79,7 +80,12 @@ def swap_test(evaluator: Evaluator, documents: Sequence[EncodedDocument], known:
     own, foreign = answers(states), answers({key: states[other.document.id] for key, other in away.items()})
     own_right, swapped_right = right(own), right(foreign)
     drawn = random_states(list(states.values()), evaluator.budget.state_dtype)
-    blank = evaluator.blank(len(asked))
+    blank = evaluator.blank()
+    if blank is not None and _kind(blank) != _kind(next(iter(states.values()))):
+        raise UserError(
+            f"{type(evaluator.method).__name__}.blank gave a state of other names, dtypes or shapes than write does; "
+            "where a class below a built-in one writes another state, its blank has to be that, or to give None."
+        )
     chance, count = max(known, _chance(foreign, asked, task)), len(asked)
     own_score, swapped_score = own_right / count, swapped_right / count
     low, _ = wilson(swapped_right, count, _LEVEL)
@@ -102,10 +108,14 @@ def swap_test(evaluator: Evaluator, documents: Sequence[EncodedDocument], known:
         swapped_score=swapped_score,
         chance_score=chance,
         random_score=None if drawn is None else right(answers(dict(zip(states, drawn, strict=True)))) / count,
-        blank_score=None if blank is None else right(_answers(evaluator, asked, blank)) / count,
+        blank_score=None if blank is None else right(_answers(evaluator, asked, [blank] * count)) / count,
         passed=passed,
         outcome=outcome,
     )
+
+
+def _kind(state: bytes) -> dict[str, tuple]:
+    return MemoryState.from_bytes([state]).kind
 
 
 def random_states(states: Sequence[bytes], dtype: StateDtype) -> list[bytes] | None:

@@ -345,7 +345,10 @@ BREAKS: dict[str, list[tuple[type[MemoryMethod], str]]] = {
     "runs": [
         (DoesNotRun, "gives a tensor of shape (3, 8, 32) and not a MemoryState of as many"),
         (RefusesEverything, "it refuses this backbone: This method takes no such backbone."),
-        (BeginsWithSomethingElse, "What it says WRITE begins with is a MemoryState of 3, and no state of the names"),
+        (
+            BeginsWithSomethingElse,
+            "WRITE begins with is a MemoryState of 3, and not 3 states of the names",
+        ),
     ],
     "bytes": [(PadsItsSizeAway, "something that READ uses is not in the bytes")],
     "size": [

@@ -93,9 +93,10 @@ def test_what_a_causal_mask_hides_is_left_out_and_nothing_else(holes, queries, d
         assert attention(query, key, unread, given, SCALE, kept, causal=True)[:, :, 0].isfinite().all()
 
 
+@pytest.mark.parametrize("traced", [False, True], ids=["as it stands", "as a compiler sees it"])
 @pytest.mark.parametrize("padded_behind", [False, True])
 @pytest.mark.parametrize("name", BACKBONES)
-def test_a_model_s_double_backward_is_that_of_eager_attention(name, padded_behind):
+def test_a_model_s_double_backward_is_that_of_eager_attention(name, padded_behind, traced, monkeypatch):
     on = backbone(name)
     text = Tokens.from_lists(ids_of(on, 9, 5))
     start = 0.3 * torch.randn(2, 3, on.width, generator=torch.Generator().manual_seed(0))
@@ -106,9 +107,13 @@ def test_a_model_s_double_backward_is_that_of_eager_attention(name, padded_behin
         (slope,) = torch.autograd.grad(on.text_loss(Prefix(seen, memory), text).sum(), memory, create_graph=True)
         return torch.autograd.grad(slope.square().sum(), memory)[0]
 
-    own = on.config._attn_implementation
-    with blockwise(on.model, padded_behind):
+    own, masks = on.config._attn_implementation, []
+    with monkeypatch.context() as patched, blockwise(on.model, padded_behind):
+        patched.setattr(torch.compiler, "is_compiling", lambda: traced)
+        patched.setattr(room, "attention", lambda *given: masks.append(given[3]) or attention(*given))
         ours = meta_gradient()
+    # A compiler that needs no mask is given none.
+    assert masks and {mask is None for mask in masks} == {padded_behind and traced}
     assert on.config._attn_implementation == own
     on.model.set_attn_implementation("eager")
     expected = meta_gradient()

@@ -13,6 +13,7 @@ from methods.matrix import build, key_value_task
 from gradmem_bench.backbone import Backbone
 from gradmem_bench.batch import Tokens
 from gradmem_bench.config import BackboneConfig
+from gradmem_bench.errors import UserError
 from gradmem_bench.evaluation import Evaluator
 from gradmem_bench.loading import load_backbone
 from gradmem_bench.methods.full_kv import FullKV
@@ -270,6 +271,15 @@ def test_the_state_that_write_begins_with_is_asked_what_the_others_are(answering
     made = [Document(f"{n}", f"!a:{n % 4}!|", (Query(f"q{n}", "?!a:", (f"{n % 4}",)),)) for n in range(8)]
     assert swapped(BeginningWithTheFirst(answering, FullKV.Parameters()), made).blank_score == 0.25
     assert swapped(build("full_kv", answering), made).blank_score is None
+
+
+def test_a_blank_state_of_another_kind_than_what_is_written_is_refused(answering):
+    class Longer(FullKV):
+        def blank(self, count: int) -> MemoryState:
+            return MemoryState({"memory": torch.zeros(count, 3)})
+
+    with pytest.raises(UserError, match="Longer.blank gave a state of other names, dtypes or shapes than write does"):
+        swapped(Longer(answering, FullKV.Parameters()))
 
 
 def test_random_states_have_the_shapes_and_the_scale_of_those_written():

@@ -41,10 +41,10 @@ def runs(subject: Subject) -> None:
         method.backbone.generate(prefix, Tokens.from_lists(asked.queries), 3)
         rebuilt = method.reconstruction_loss(state, contexts)
         blank = method.blank(len(contexts))
-        if blank is not None and (not isinstance(blank, MemoryState) or _kind(blank) != _kind(state)):
+        if blank is not None and (len(blank), blank.kind) != (len(state), state.kind):
             raise Broken(
-                f"What it says WRITE begins with is {what(blank)}, and no state of the names, dtypes and shapes of "
-                "what it writes."
+                f"What it says WRITE begins with is {what(blank)}, and not {len(state)} states of the names, dtypes "
+                "and shapes of what it writes."
             )
     if rebuilt is not None and (rebuilt.shape != (len(contexts),) or not bool(torch.isfinite(rebuilt).all())):
         raise Broken(f"Its reconstruction loss is {what(rebuilt)} and not one finite number a context.")
@@ -103,14 +103,6 @@ def size(subject: Subject) -> None:
                 )
         seen.append(MemoryState.from_bytes([data]))
     _nothing_in_the_header(seen)
-
-
-def _kind(state: MemoryState) -> dict[str, tuple]:
-    """Names, dtypes and shapes of its tensors, over all but how long ragged ones are."""
-    return {
-        name: (tensor.dtype, len(tensor), tensor.shape[2 if name in state.ragged else 1 :])
-        for name, tensor in state.tensors.items()
-    }
 
 
 def _nothing_in_the_header(states: Sequence[MemoryState]) -> None:

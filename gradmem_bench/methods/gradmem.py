@@ -187,7 +187,8 @@ class GradMem(MemoryMethod):
         return vectors_prefix(self.write_control(self._projected(vectors)))
 
     def write_loss(self, vectors: Tensor, contexts: Tokens) -> Tensor:
-        """(B,): the inner loss of vectors (B, m, d)."""
+        """(B,): the inner loss of vectors (B, m, d). What is compiled of it has no mask of padding: nothing may stand
+        behind the contexts."""
         return self.writer.text_loss(self._write_prefix(vectors), contexts, self.write_head)
 
     def inner_loss(self, memory: Tensor, ids: Tensor, mask: Tensor) -> Tensor:

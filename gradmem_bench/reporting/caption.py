@@ -57,7 +57,7 @@ def caption(
     yield from _settings_lines(rows)
     yield "READ positions stand before the query; while it is answered, they hold KV in memory, of so many bytes."
     yield from _capacity_line(list(rows.values()))
-    yield from control_lines(records)
+    yield from control_lines(list(rows.values()))
     yield from _cost_lines(rows)
     yield from _metric_line(records[0].task, next(iter(rows.values())).ranked_by)
     yield _reference_line(list(rows.values()), floor, ceiling)

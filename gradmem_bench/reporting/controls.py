@@ -2,30 +2,32 @@
 
 from collections.abc import Iterable, Sequence
 
-from gradmem_bench.results import RunRecord
+from gradmem_bench.reporting.rows import Row
 
 
-def control_lines(records: Sequence[RunRecord]) -> Iterable[str]:
+def control_lines(rows: Sequence[Row]) -> Iterable[str]:
     """What the columns of the controls are, and of whom the one without a step of WRITE is not known."""
-    tried = [one.swap_test for one in records if one.swap_test.swapped_score is not None]
-    queries = [one.queries for one in tried]
+    blank = {id(row): row.mean(lambda one: one.swap_test.blank_score) is not None for row in rows}
+    records = [record for row in rows for record in row.records]
+    queries = [one.swap_test.queries for one in records if one.swap_test.swapped_score is not None]
     if queries:
         several = f"{min(queries):,} to {max(queries):,}" if min(queries) < max(queries) else f"{queries[0]:,}"
         controls = {"Foreign": "from another context’s state", "random": "from one of random numbers"}
-        if any(one.blank_score is not None for one in tried):
+        if any(blank.values()):
             controls["blank"] = "from the one that WRITE begins with (K = 0)"
         *others, last = controls.values()
         yield (
-            f"{', '.join(controls)}: the share of right answers {', '.join(others)} and {last}, over the swap test’s "
+            f"{', '.join(controls)}: the share of right answers {', '.join(others)}, and {last}, over the swap test’s "
             f"{several} queries."
         )
     asked: dict[tuple[str, str], set[int | None]] = {}
-    for one in records:
-        parameters = one.method.parameters
+    for row in rows:
+        method = row.record.method
+        parameters = method.parameters
         if parameters.get("inner_steps") and "evaluation_inner_steps" in parameters:
             trained = repr({key: value for key, value in parameters.items() if key != "evaluation_inner_steps"})
-            steps = asked.setdefault((one.method.name, trained), set())
-            steps.add(parameters["evaluation_inner_steps"] if one.swap_test.blank_score is None else 0)
+            steps = asked.setdefault((method.name, trained), set())
+            steps.add(0 if blank[id(row)] else parameters["evaluation_inner_steps"])
     without = [name for (name, _), steps in asked.items() if 0 not in steps]
     for name in dict.fromkeys(without):
         settings = sum(other == name for other, _ in asked)

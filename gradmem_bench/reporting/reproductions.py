@@ -143,25 +143,32 @@ def rows_report(table: Sequence[Line], metric: str, solved_at: float) -> "Render
         each = " ".join(f"{scores[seed]:.2f}" if seed in scores else "missing" for seed in line.seeds)
         solved = f"{sum(score >= solved_at for score in scores.values())}/{len(scores)}" if scores else NOTHING
         without = [record.metrics[metric].value for record in line.without_steps.values()]
+        blanks = [swap.blank_score for swap in swaps]
         seeds.append(
             [
                 line.name,
                 line.told,
                 each,
                 solved,
-                _mean(without or [swap.blank_score for swap in swaps]),
+                _mean(without),
                 _mean([swap.swapped_score for swap in swaps]),
                 _mean([swap.random_score for swap in swaps]),
+                NOTHING if None in blanks else _mean(blanks),
             ]
         )
+    controls = ["foreign", "random", "blank"]
+    if all(row[-1] == NOTHING for row in seeds if len(row) > 1):
+        seeds = [row[:-1] if len(row) > 1 else row for row in seeds]
+        controls.remove("blank")
     headers = ["method", "setting", "ours [95 %]", *(["paper [± sd]", "difference"] if is_published else [])]
     return Group(
         _grid(headers, compared),
         Text(""),
-        _grid(["method", "setting", "each seed", f"≥ {solved_at:g}", "K = 0", "foreign", "random"], seeds),
+        _grid(["method", "setting", "each seed", f"≥ {solved_at:g}", "K = 0", *controls], seeds),
         Text(
-            f"≥ {solved_at:g}: how many of the seeds reach it. K = 0: the state that WRITE begins with. foreign, "
-            "random: exact match from another context's, or a random state."
+            f"≥ {solved_at:g}: how many of the seeds reach it. K = 0: no step of WRITE. "
+            f"{', '.join(controls)}: exact match from another context's state, a random one"
+            f"{' and the one that WRITE begins with' if 'blank' in controls else ''}."
         ),
     )
 

@@ -132,13 +132,6 @@ def test_more_steps_rebuild_the_context_better():
     assert all((later < earlier).all() for earlier, later in zip(losses, losses[1:], strict=False))
 
 
-@pytest.mark.parametrize("projection", ["none", "shared", "per_sample"])
-def test_a_blank_state_is_what_no_step_of_write_leaves(projection):
-    method = small(projection=projection, evaluation_inner_steps=0).eval()
-    written = method.write(Tokens.from_lists(ids_of(method.backbone, *CONTEXTS)))
-    assert torch.equal(method.blank(2).tensors["memory"], written.tensors["memory"])
-
-
 @pytest.mark.parametrize("weight", [0.0, 0.7])
 def test_the_loss_of_two_contexts_and_three_queries_written_out(weight):
     method = small(inner_steps=2, reconstruction_weight=weight)

@@ -158,8 +158,3 @@ def test_the_state_is_float32_under_autocast_too():
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             (data,) = method.write(Tokens.from_lists(ids_of(on, 6))).nbytes()
         assert data == 3 * 32 * 4
-
-
-def test_a_blank_state_is_what_the_first_pass_begins_with():
-    method = build("rmt", backbone("llama"), projection="shared")
-    assert torch.equal(method.blank(2).tensors["memory"], method.memory.vectors.expand(2, -1, -1))

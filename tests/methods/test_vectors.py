@@ -1,7 +1,8 @@
 import pytest
 import torch
-from methods.matrix import CONTROL, METHODS, backbone, build
+from methods.matrix import CONTROL, METHODS, backbone, build, ids_of
 
+from gradmem_bench.batch import Tokens
 from gradmem_bench.config import Budget
 from gradmem_bench.errors import UserError
 from gradmem_bench.methods.vectors import ControlTokens, MemoryVectors
@@ -55,3 +56,15 @@ def test_control_tokens_of_read_take_of_a_budget_s_positions_and_not_of_its_byte
         assert method.fit(method.settings, budget, backbone("llama")).memory_vectors == vectors
     with pytest.raises(UserError, match="3 positions holds no vector.*128 B, and 3 positions are control tokens"):
         method.fit(method.settings, Budget(positions=3), backbone("llama"))
+
+
+@pytest.mark.parametrize("projection", ["none", "shared", "per_sample"])
+def test_a_blank_state_is_what_no_step_of_write_leaves(projection):
+    method = build("gradmem", backbone("llama"), projection=projection, evaluation_inner_steps=0).eval()
+    written = method.write(Tokens.from_lists(ids_of(method.backbone, 9, 5)))
+    assert torch.equal(method.blank(2).tensors["memory"], written.tensors["memory"])
+
+
+def test_a_blank_state_is_what_the_first_pass_begins_with():
+    method = build("rmt", backbone("llama"), projection="shared")
+    assert torch.equal(method.blank(2).tensors["memory"], method.memory.vectors.expand(2, -1, -1))

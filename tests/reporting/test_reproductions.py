@@ -3,6 +3,7 @@
 from io import StringIO
 
 import pytest
+from comparisons import changed
 from records import write_run
 from rich.console import Console
 
@@ -61,3 +62,21 @@ def test_an_interval_over_seeds_is_that_of_compare(tmp_path):
         ["95", "%", side, f"{value:.2f}"] in shown
         for side, value in zip(("low", "high"), line.interval("exact_match"), strict=True)
     ] == [True, True]
+
+
+def test_the_state_that_write_begins_with_has_a_column_where_every_seed_has_tried_it(tmp_path):
+    def shown(*scores: float | None) -> list[list[str]]:
+        line = Line("GradMem", {}, [*range(len(scores))], {})
+        for seed, score in enumerate(scores):
+            record = write_run(tmp_path / str(seed), [True] * 20, seed=seed)
+            swap = record.swap_test.model_copy(update={"blank_score": score})
+            line.records[seed] = tmp_path / str(seed) / "run.json", changed(record, swap_test=swap)
+        file = StringIO()
+        Console(file=file, width=80).print(rows_report([line], "exact_match", 0.9))
+        return [text.split() for text in file.getvalue().splitlines()]
+
+    both = shown(0.25, 0.5)
+    (header,) = (words for words in both if "foreign" in words and "method" in words)
+    assert header[-1] == "blank"
+    assert [words[-1] for words in both if words[:2] == ["GradMem", "1.00"]] == ["0.38"]
+    assert not any("blank" in words for words in shown(None, 0.5))
