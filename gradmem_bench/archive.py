@@ -63,6 +63,7 @@ class Archive:
             and record.task.settings == (task.declaration.get(task.settings_key) or {})
             and record.task.declaration_hash == expected["declaration"]
             and record.environment.dtype == run.dtype
+            and record.footprint.state_dtype == "float32"
             and self._alike(record, backbone, task)
         )
 
