@@ -167,8 +167,8 @@ def rows_report(table: Sequence[Line], metric: str, solved_at: float) -> "Render
         _grid(["method", "setting", "each seed", f"≥ {solved_at:g}", "K = 0", *controls], seeds),
         Text(
             f"≥ {solved_at:g}: how many of the seeds reach it. K = 0: no step of WRITE. "
-            f"{', '.join(controls)}: exact match from another context's state, a random one"
-            f"{' and the one that WRITE begins with' if 'blank' in controls else ''}."
+            f"{', '.join(controls)}: exact match from another context's state"
+            f"{', a random one and the one that WRITE begins with' if 'blank' in controls else ', or a random one'}."
         ),
     )
 
