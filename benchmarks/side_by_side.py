@@ -197,8 +197,8 @@ def take_turns(
 
 def _worker(command: list[str], **settings: str) -> subprocess.Popen[str]:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    # The profiler tells of itself below level 5.
-    return subprocess.Popen(command, **pipes, text=True, env={"KINETO_LOG_LEVEL": "5"} | os.environ | settings)
+    # Below level 6 the profiler tells of itself.
+    return subprocess.Popen(command, **pipes, text=True, env=os.environ | {"KINETO_LOG_LEVEL": "6"} | settings)
 
 
 def _answer(worker: subprocess.Popen[str]) -> Row:
