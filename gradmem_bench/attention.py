@@ -343,19 +343,15 @@ for _name, _masks in ((NAME, _mask), (PADDED_BEHIND, _mask_of_more)):
 
 
 @contextmanager
-def blockwise(model: PreTrainedModel, padded_behind: bool = False) -> Iterator[None]:
+def blockwise(model: PreTrainedModel) -> Iterator[None]:
     """Runs `model` with this attention, and afterwards with its own again; one whose attention is not transformers' to
-    replace keeps its own.
-
-    Args:
-        padded_behind: whether what it is run on is padded behind its end alone, if at all; what padding itself sees is
-            then left open.
+    replace keeps its own. What it is run on may be padded behind its end alone; what padding itself sees is left open.
     """
     if not model.is_backend_compatible():
         yield
         return
     before = model.config._attn_implementation
-    model.config._attn_implementation = PADDED_BEHIND if padded_behind else NAME
+    model.config._attn_implementation = PADDED_BEHIND
     try:
         yield
     finally:

@@ -94,9 +94,8 @@ def test_what_a_causal_mask_hides_is_left_out_and_nothing_else(holes, queries, d
 
 
 @pytest.mark.parametrize("traced", [False, True], ids=["as it stands", "as a compiler sees it"])
-@pytest.mark.parametrize("padded_behind", [False, True])
 @pytest.mark.parametrize("name", BACKBONES)
-def test_a_model_s_double_backward_is_that_of_eager_attention(name, padded_behind, traced, monkeypatch):
+def test_a_model_s_double_backward_is_that_of_eager_attention(name, traced, monkeypatch):
     on = backbone(name)
     text = Tokens.from_lists(ids_of(on, 9, 5))
     start = 0.3 * torch.randn(2, 3, on.width, generator=torch.Generator().manual_seed(0))
@@ -108,12 +107,12 @@ def test_a_model_s_double_backward_is_that_of_eager_attention(name, padded_behin
         return torch.autograd.grad(slope.square().sum(), memory)[0]
 
     own, masks = on.config._attn_implementation, []
-    with monkeypatch.context() as patched, blockwise(on.model, padded_behind):
+    with monkeypatch.context() as patched, blockwise(on.model):
         patched.setattr(torch.compiler, "is_compiling", lambda: traced)
         patched.setattr(room, "attention", lambda *given: masks.append(given[3]) or attention(*given))
         ours = meta_gradient()
     # A compiler that needs no mask is given none.
-    assert masks and {mask is None for mask in masks} == {padded_behind and traced}
+    assert masks and {mask is None for mask in masks} == {traced}
     assert on.config._attn_implementation == own
     on.model.set_attn_implementation("eager")
     expected = meta_gradient()
@@ -145,7 +144,7 @@ def test_a_window_is_kept_where_padding_needs_no_mask():
     ids = torch.arange(8)[None]
     with torch.no_grad():
         expected = model(ids).logits
-        with blockwise(model, padded_behind=True):
+        with blockwise(model):
             torch.testing.assert_close(model(ids).logits, expected)
         model.config.sliding_window = None
         assert not torch.allclose(model(ids).logits, expected, atol=1e-3)

@@ -113,9 +113,8 @@ def _nothing_in_the_header(states: Sequence[MemoryState]) -> None:
             raise Broken(
                 f"The names of a state's tensors tell contexts apart: {[*first.tensors]} and {[*state.tensors]}."
             )
-        for name, tensor in state.tensors.items():
-            other, start = first.tensors[name], 2 if name in first.ragged else 1
-            if (tensor.dtype, tensor.shape[start:]) != (other.dtype, other.shape[start:]):
+        for name, kind in state.kind.items():
+            if kind != first.kind[name]:
                 raise Broken(f"The shape or the dtype of '{name}' tells contexts apart, and is not among the bytes.")
     lengths = {int(state.lengths[0]) for state in states if state.lengths is not None}
     if len(lengths) > 1 and not any(first.tensors[name][:, :1].shape[2:].numel() for name in first.ragged):

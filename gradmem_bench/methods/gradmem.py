@@ -198,7 +198,7 @@ class GradMem(MemoryMethod):
         # a causal mask hides, and no score of all positions with all.
         twice = self.training and self.settings.order == "second"
         ours = twice and (torch.compiler.is_compiling() or len(ids) * heads * positions**2 > _LARGE)
-        with blockwise(self.writer.model, padded_behind=True) if ours else nullcontext():
+        with blockwise(self.writer.model) if ours else nullcontext():
             return self.write_loss(self._vectors(memory), Tokens(ids, mask))
 
     def micro_batch(self, contexts: Tokens) -> int | None:
