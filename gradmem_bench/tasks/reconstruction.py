@@ -82,12 +82,12 @@ def dataset(**settings: Any) -> dict[str, "Dataset"]:
 
 
 def passages(dataset: "Dataset", words: int) -> "Dataset":
-    """The first `words` words of every text that has as many, each passage once; headings are left out."""
+    """Every paragraph's words, so many at a time, each passage once; what is left at its end is no passage."""
     seen: dict[str, None] = {}
-    for text in dataset["text"]:
-        split = text.split()
-        if len(split) >= words and split[0] != "=":
-            seen.setdefault(" ".join(split[:words]))
+    for paragraph in dict.fromkeys(dataset["context"]):
+        split = paragraph.split()
+        for first in range(0, len(split) - words + 1, words):
+            seen.setdefault(" ".join(split[first : first + words]))
     rows = [{"context": passage, "query": _QUERY, "targets": [passage]} for passage in seen]
     return type(dataset).from_list(rows)
 

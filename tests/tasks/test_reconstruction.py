@@ -29,8 +29,20 @@ def test_other_programs_read_the_same_rows():
     assert [row["targets"] for row in rows] == [list(document.queries[0].targets) for document in documents]
 
 
-def test_passages_are_whole_words_of_texts_that_have_as_many():
-    texts = ["", " = Rome = = = = = = = \n", "Rome fell in 476 .\n", "a b  c\td e f g h i j", "a b c d e f g h and on"]
-    found = words_8(Dataset.from_dict({"text": texts}))
+def test_passages_are_a_paragraph_s_words_so_many_at_a_time():
+    paragraphs = ["", "Rome fell in 476 .\n", "a b  c\td e f g h i j", "a b c d e f g h and on", "Rome fell in 476 .\n"]
+    found = words_8(Dataset.from_dict({"context": paragraphs}))
     assert found["context"] == ["a b c d e f g h"] and found["targets"] == [["a b c d e f g h"]]
-    assert passages(Dataset.from_dict({"text": texts}), 4)["context"] == ["Rome fell in 476", "a b c d"]
+    four = passages(Dataset.from_dict({"context": paragraphs}), 4)
+    assert four["context"] == ["Rome fell in 476", "a b c d", "e f g h"]
+
+
+@pytest.mark.parametrize("words", [8, 64])
+def test_squad_s_paragraphs_are_taken_apart_and_held_out(words, shared):
+    task = load_task(TASKS / f"text_reconstruction_{words}.yaml")
+    documents = {split: task.documents(split) for split in ("train", "validation", "test")}
+    for split, found in documents.items():
+        assert len({document.context for document in found}) == len(found) > 50, split
+        assert all(len(document.context.split()) == words for document in found)
+        assert all([query.targets for query in document.queries] == [(document.context,)] for document in found)
+    assert not {one.context for one in documents["train"]} & {one.context for one in documents["validation"]}
