@@ -40,9 +40,12 @@ BLOCK_ELEMENTS, ON_GPU = 1 << 20, 1 << 25
 _NOT_OURS = ("s_aux", "softcap", "position_bias")
 """What some models of transformers hand to attention beside a mask and a scale, and which changes what it computes."""
 _TRACED_ROWS, _TRACED_ROWS_ON_GPU, _TRACED_BLOCKS = 56, 112, 3
-"""Rows that a block has at least where it is compiled, and blocks at most. On two CPU cores a step of 96 pairs takes
+"""Rows of a compiled block at least, but for rounding, and blocks at most. On two CPU cores a step of 96 pairs takes
 0.86 of the time with three blocks, and not less with six, which take four times as long to compile as one; one of 16
 pairs 0.93 with two. On a GPU, where small blocks are more kernels to start, fewer rows were not tried."""
+_TRACED_MULTIPLE = 8
+"""Of which the rows of such a block are, the last one's apart: on a GPU products of sides of other lengths were seen in
+slower kernels. What it gains was not measured."""
 
 
 def attention(
@@ -97,7 +100,8 @@ def _traced(
     """What a compiler is given: few blocks, since it compiles each by itself."""
     length, on_gpu = query.shape[2], query.is_cuda
     least = _TRACED_ROWS_ON_GPU if on_gpu else _TRACED_ROWS
-    rows = -(-length // max(1, min(_TRACED_BLOCKS, length // least))) if causal else length
+    blocks = max(1, min(_TRACED_BLOCKS, length // least))
+    rows = -(-length // (_TRACED_MULTIPLE * blocks)) * _TRACED_MULTIPLE if causal else length
     # A kernel for a CPU would compare positions at every score, in every pass; what it does not see into, it reads.
     hidden = _hidden if on_gpu else _hidden_as_it_is
     outputs = []

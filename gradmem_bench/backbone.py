@@ -316,6 +316,11 @@ class Backbone(nn.Module):
             most probable one, (R, t), bool.
         """
         tokens = targets if queries is None else queries.then(targets)
+        # What would follow a row's last token is not asked for. One column stays: not every model runs none.
+        if (width := tokens.ids.shape[1]) > 1:
+            # On a GPU sides of eights are faster, and a batch of different lengths has been filled up to them.
+            filled = tokens.ids.is_cuda and (prefix.mask.shape[1] + width) % 8 == 0
+            tokens = tokens.without_last(column=filled)
         states, first_exists, _ = self._predictors(prefix, tokens)
         offset = 0 if queries is None else queries.lengths[:, None]
         index = (offset + torch.arange(targets.ids.shape[1], device=states.device)).expand_as(targets.ids)

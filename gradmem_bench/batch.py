@@ -60,6 +60,11 @@ class Tokens:
         width = ids.shape[1] if ids.is_cuda else int(mask.sum(dim=1).max()) if len(mask) else 0
         return Tokens(ids[:, :width], mask[:, :width])
 
+    def without_last(self, column: bool = False) -> "Tokens":
+        """Each sequence without its last token; with `column`, as wide as before."""
+        ids, mask = self.ids[:, :-1], self.mask[:, 1:]
+        return Tokens(self.ids, F.pad(mask, (0, 1))) if column else Tokens(ids, mask)
+
     def evened(self, multiple: int) -> "Tokens":
         """Sequences of different lengths with so much more padding that their width is a multiple; those of one length
         as they are."""

@@ -1,7 +1,9 @@
 """Linear cross-entropy in chunks, with closed-form first and second derivatives.
 
 The loss of a token is `logsumexp(W h) - (W h)[target]`. Written with separate operations, a double backward keeps about
-eleven tensors of tokens x vocabulary alive; here only a chunk of them exists at a time, in every pass.
+eleven tensors of tokens x vocabulary alive; here only a chunk of them exists at a time, in every pass. The derivative
+with respect to h is made with the loss, while the logits are there; the weight of a token's loss, known later, is but a
+factor of it.
 """
 
 from typing import Any
@@ -49,7 +51,10 @@ def linear_cross_entropy(hidden: Tensor, head: nn.Linear, targets: Tensor) -> tu
         # What autocast would have done to the two operands of a matrix product.
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
-    losses, right = _LinearCrossEntropy.apply(hidden, weight, targets.reshape(-1))
+    # A node of its own: of a leaf, autograd refuses to say whether its gradient is asked for.
+    weight = weight.view_as(weight)
+    slopes_too = torch.is_grad_enabled() and hidden.requires_grad
+    losses, right = _LinearCrossEntropy.apply(hidden, weight, targets.reshape(-1), slopes_too)
     return losses.view(targets.shape), right.view(targets.shape)
 
 
@@ -68,29 +73,38 @@ def _logits(hidden: Tensor, weight: Tensor, room: Tensor) -> Tensor:
 
 class _LinearCrossEntropy(Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: FunctionCtx, hidden: Tensor, weight: Tensor, targets: Tensor, slopes_too: bool
+    ) -> tuple[Tensor, Tensor]:
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         normalizers = hidden.new_empty(len(hidden), dtype=dtype)
         losses = torch.empty_like(normalizers)
         right = torch.empty(len(hidden), dtype=torch.bool, device=hidden.device)
+        # dL/dh of a token whose loss has the weight 1.
+        slopes = torch.empty_like(hidden) if slopes_too else None
         chunks, room = _chunks(hidden, weight)
         for rows in chunks:
             logits = _logits(hidden[rows], weight, room)
             right[rows] = logits.argmax(dim=1) == targets[rows]
             chosen = logits.gather(1, targets[rows, None])[:, 0]
             largest = logits.amax(dim=1, keepdim=True)
-            normalizers[rows] = logits.sub_(largest).exp_().sum(dim=1).log_() + largest[:, 0]
+            exponentials = logits.sub_(largest).exp_()
+            sums = exponentials.sum(dim=1)
+            normalizers[rows] = sums.log() + largest[:, 0]
             losses[rows] = normalizers[rows] - chosen
-        ctx.save_for_backward(hidden, weight, targets, normalizers)
+            if slopes is not None:
+                errors = _errors(exponentials.div_(sums[:, None]), targets[rows]).to(hidden.dtype)
+                torch.mm(errors, weight, out=slopes[rows])
+        ctx.save_for_backward(hidden, weight, targets, normalizers, slopes)
         ctx.mark_non_differentiable(right)
         return losses, right
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        hidden, weight, targets, normalizers = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[1]
-        d_hidden, d_weight = _LinearCrossEntropyBackward.apply(gradient, hidden, weight, targets, normalizers, wanted)
-        return d_hidden, d_weight if wanted else None, None
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        # WRITE's inner gradient is with respect to the memory alone, though the head could have one.
+        _, (of_weight, _), *_ = ctx.next_functions
+        wanted = ctx.needs_input_grad[1] and torch._C._will_engine_execute_node(of_weight)
+        return *_LinearCrossEntropyBackward.apply(gradient, *ctx.saved_tensors, wanted), None, None
 
 
 class _LinearCrossEntropyBackward(Function):
@@ -102,28 +116,30 @@ class _LinearCrossEntropyBackward(Function):
         weight: Tensor,
         targets: Tensor,
         normalizers: Tensor,
+        slopes: Tensor | None,
         weight_too: bool,
-    ) -> tuple[Tensor, Tensor]:
-        d_hidden, d_weight = torch.empty_like(hidden), _sums(weight) if weight_too else weight.new_empty(0)
-        chunks, room = _chunks(hidden, weight)
-        for rows in chunks:
-            p = _probabilities(hidden[rows], weight, normalizers[rows], room)
-            errors = _weighted_errors(p, gradient[rows], targets[rows]).to(hidden.dtype)
-            torch.mm(errors, weight, out=d_hidden[rows])
-            if weight_too:
-                _add(d_weight, errors.T, hidden[rows])
+    ) -> tuple[Tensor | None, Tensor | None]:
+        # A function of `hidden` and `weight`, and differentiated as that; the slopes' own gradient is not asked for.
+        d_hidden = None if slopes is None else (slopes * gradient[:, None]).to(hidden.dtype)
+        d_weight = None
+        if weight_too:
+            sums, (chunks, room) = _sums(weight), _chunks(hidden, weight)
+            for rows in chunks:
+                errors = _errors(_probabilities(hidden[rows], weight, normalizers[rows], room), targets[rows])
+                _add(sums, errors.mul_(gradient[rows, None]).to(hidden.dtype).T, hidden[rows])
+            d_weight = sums.to(weight.dtype)
         ctx.save_for_backward(gradient, hidden, weight, targets, normalizers)
-        # An inner gradient is one of the memory alone: nothing is then made of dW, and its cotangent is `None`.
+        # Where nothing is made of dW, its cotangent is `None`.
         ctx.set_materialize_grads(False)
-        return d_hidden, d_weight.to(weight.dtype)
+        return d_hidden, d_weight
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, u: Tensor | None, U: Tensor | None) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, u: Tensor | None, U: Tensor | None) -> tuple[Tensor | None, ...]:
         gradient, hidden, weight, targets, normalizers = ctx.saved_tensors
         u = torch.zeros_like(hidden) if u is None else u
         d_gradient = torch.empty_like(gradient)
-        d_hidden, d_weight = torch.empty_like(hidden), _sums(weight)
+        d_hidden, d_weight = torch.empty_like(hidden), _sums(weight) if ctx.needs_input_grad[2] else None
         chunks, room = _chunks(hidden, weight)
         more_room = torch.empty_like(room)
         for rows in chunks:
@@ -137,13 +153,14 @@ class _LinearCrossEntropyBackward(Function):
             d_gradient[rows] = (mean - at_target)[:, 0]
             # r is p∘r by now, so that this is g p∘(r - p·r).
             dz = r.addcmul_(p, mean, value=-1).mul_(g).to(hidden.dtype)
-            errors = _weighted_errors(p, gradient[rows], targets[rows]).to(hidden.dtype)
+            errors = _errors(p, targets[rows]).mul_(g).to(hidden.dtype)
             torch.mm(dz, weight, out=d_hidden[rows])
             if U is not None:
                 d_hidden[rows] += errors @ U
-            _add(d_weight, dz.T, hidden[rows])
-            _add(d_weight, errors.T, u[rows])
-        return d_gradient, d_hidden, d_weight.to(weight.dtype), None, None, None
+            if d_weight is not None:
+                _add(d_weight, dz.T, hidden[rows])
+                _add(d_weight, errors.T, u[rows])
+        return d_gradient, d_hidden, None if d_weight is None else d_weight.to(weight.dtype), None, None, None, None
 
 
 def _sums(weight: Tensor) -> Tensor:
@@ -164,7 +181,7 @@ def _probabilities(hidden: Tensor, weight: Tensor, normalizers: Tensor, room: Te
     return _logits(hidden, weight, room).sub_(normalizers[:, None]).exp_()
 
 
-def _weighted_errors(p: Tensor, gradient: Tensor, targets: Tensor) -> Tensor:
-    """g q = g (p - onehot), (rows, V), in the place of p."""
+def _errors(p: Tensor, targets: Tensor) -> Tensor:
+    """q = p - onehot, (rows, V), in the place of p."""
     p[torch.arange(len(p), device=p.device), targets] -= 1
-    return p.mul_(gradient[:, None])
+    return p

@@ -63,12 +63,17 @@ def test_both_derivatives_agree_with_finite_differences(groups, dropout):
     assert torch.autograd.gradgradcheck(attended, inputs)
 
 
-@pytest.mark.parametrize("traced", [False, True], ids=["as it stands", "as a compiler sees it"])
+@pytest.mark.parametrize(
+    ("traced", "multiple"),
+    [(False, 1), (True, 2), (True, 4)],
+    ids=["as it stands", "as a compiler sees it", "in uneven blocks"],
+)
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("queries", [6, 4])
 @pytest.mark.parametrize("holes", [True, False], ids=["a mask with holes", "no mask"])
-def test_what_a_causal_mask_hides_is_left_out_and_nothing_else(holes, queries, dropout, traced, monkeypatch):
+def test_what_a_causal_mask_hides_is_left_out_and_nothing_else(holes, queries, dropout, traced, multiple, monkeypatch):
     monkeypatch.setattr(room, "_TRACED_ROWS", 2)
+    monkeypatch.setattr(room, "_TRACED_MULTIPLE", multiple)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: traced)
     (query, key, value), mask, kept = case(2, dropout)
     generator = torch.Generator().manual_seed(1)
@@ -89,7 +94,7 @@ def test_what_a_causal_mask_hides_is_left_out_and_nothing_else(holes, queries, d
     for found, expected in zip(ours, derived(lambda: eager(*inputs, mask, kept)), strict=True):
         torch.testing.assert_close(found, expected)
     if traced or room.BLOCK_ELEMENTS == 72:
-        unread = value.detach().index_fill(2, torch.arange(9 - queries, 6), torch.nan)
+        unread = value.detach().index_fill(2, torch.arange(6 - queries + max(3, multiple), 6), torch.nan)
         assert attention(query, key, unread, given, SCALE, kept, causal=True)[:, :, 0].isfinite().all()
 
 

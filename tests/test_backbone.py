@@ -141,8 +141,12 @@ def test_only_rows_are_bounded_by_the_positions_and_never_their_padding(family):
     prefix = method.read(method.write(Tokens.from_lists(memories)))
     with pytest.raises(UserError, match=r"17 positions, but .* has 16"):
         on.generate(prefix, Tokens.from_lists([[5] * 3, [5] * 10]), 6)
-    with pytest.raises(UserError, match=r"20 positions, but .* has 16"):
+    # What follows a target's last token is not asked for, and takes no position.
+    with pytest.raises(UserError, match=r"19 positions, but .* has 16"):
         on.token_losses(prefix, Tokens.from_lists(queries), Tokens.from_lists([[5] * 8, [5]]))
+    # 10 + 2 + 5 are 17, in whatever batch.
+    for targets in ([[5] * 5, [5]], [[5] * 5, [5] * 5]):
+        assert on.token_losses(prefix, Tokens.from_lists(queries), Tokens.from_lists(targets))[0].isfinite().all()
 
 
 @pytest.mark.parametrize(

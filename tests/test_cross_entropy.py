@@ -39,7 +39,27 @@ def test_losses_and_derivatives_of_both_orders_are_autograd_s(bias):
         second = torch.autograd.grad(sum(one.sin().sum() for one in first), wanted, retain_graph=True)
         # The inner gradient of WRITE: of the hidden states alone, then of everything.
         (inner,) = torch.autograd.grad(losses.sum(), hidden, create_graph=True)
-        results.append([losses, *first, *second, *torch.autograd.grad(inner.square().sum(), wanted)])
+        of_inner = torch.autograd.grad(inner.square().sum(), wanted, retain_graph=True)
+        # And of the head alone.
+        head_s = torch.autograd.grad(losses.sum(), wanted[1:], create_graph=True)
+        of_head_s = torch.autograd.grad(sum(one.square().sum() for one in head_s), wanted)
+        results.append([losses, *first, *second, *of_inner, *head_s, *of_head_s])
+    for ours, plain in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("frozen", ["hidden states", "head"])
+def test_either_side_may_have_no_gradient(frozen):
+    hidden, head, targets = case(bias=True)
+    (head if frozen == "head" else hidden).requires_grad_(False)
+    wanted = [hidden] if frozen == "head" else [*head.parameters()]
+    results = []
+    for losses in (
+        linear_cross_entropy(hidden, head, targets)[0],
+        F.cross_entropy(head(hidden), targets, reduction="none"),
+    ):
+        first = torch.autograd.grad(losses.exp().sum(), wanted, create_graph=True)
+        results.append([*first, *torch.autograd.grad(sum(one.square().sum() for one in first), wanted)])
     for ours, plain in zip(*results, strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
 

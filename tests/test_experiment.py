@@ -199,8 +199,9 @@ def test_a_context_longer_than_the_positions_is_refused(tmp_path, local_task, mo
         plan(task=local_task, backbone=str(model))
     local_task.write_text(local_task.read_text() + "  truncate_contexts: true\n")
     cut = plan(task=local_task, backbone=str(model))
-    # Memory, query and answer (32 tokens and a quarter more of the query's two or three) take the rest.
-    assert cut.context_tokens[1] == cut.max_context_tokens == 64 - cut.parameters.memory_vectors
+    # Memory, query and answer (32 tokens and a quarter more of the query's two or three) take the rest, and the
+    # context's last token is not run.
+    assert cut.context_tokens[1] == cut.max_context_tokens == 64 - cut.parameters.memory_vectors + 1
     ceiling = plan("full_kv", task=local_task, backbone=str(model))
     assert ceiling.max_context_tokens < 64 - 32
 

@@ -40,9 +40,12 @@ def test_linear_cross_entropy(tokens):
     product = 2 * tokens * d * vocabulary
     hidden, head = torch.randn(tokens, d, requires_grad=True), nn.Linear(d, vocabulary, bias=False)
     targets = torch.randint(vocabulary, (tokens,))
-    # Logits; logits, dh and dW; logits, r = W u + U h, dh and dW of two products each.
+    # Logits and dh; logits and dW; logits, r = W u + U h, dh and dW of two products each.
     found = passes(lambda: linear_cross_entropy(hidden, head, targets)[0].sum(), (hidden, head.weight))
-    assert found == [product, 3 * product, 7 * product]
+    assert found == [2 * product, 2 * product, 7 * product]
+    # Of the memory alone, the first derivative is there with the loss; of dW's cotangent there are no products then.
+    found = passes(lambda: linear_cross_entropy(hidden, head, targets)[0].sum(), (hidden,))
+    assert found == [2 * product, 0, 5 * product]
 
 
 def test_blockwise_attention():

@@ -18,10 +18,10 @@ def test_tokens_queries_and_flops_are_counted(tmp_path):
     # A context `!a:1!!b:2!|`; a query `?!a:`, a target and the end of text.
     assert progress.tokens == 80 * 11 + 160 * (4 + 2)
     # Two operations a weight of the layer's matrices forward, and four backward; but of a context only keys and values
-    # (2 x 32 x 32 weights) are used by anything. Each query row sees 17 positions.
+    # (2 x 32 x 32 weights) are used by anything. Each query row sees 16 positions: its last token is not run.
     layer = 4 * 32 * 32 + 3 * 32 * 128
     contexts = 80 * 11 * (2 * layer + 4 * 2 * 32 * 32 + 4 * 11 * 32)
-    queries = 160 * 6 * (6 * layer + 12 * 17 * 32)
+    queries = 160 * 5 * (6 * layer + 12 * 16 * 32)
     # The head of each of two tokens in its closed form: the logits twice, and a gradient each for input and weights.
     head = 160 * 2 * 8 * 16 * 32
     assert progress.flops == contexts + queries + head

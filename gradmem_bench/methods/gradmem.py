@@ -257,7 +257,8 @@ class GradMem(MemoryMethod):
     def footprint(
         cls, parameters: GradMemParameters, backbone: Backbone, context_tokens: int, context_bytes: int
     ) -> Footprint:
-        positions = parameters.memory_vectors + parameters.write_control + context_tokens
+        # Nothing is predicted behind the context's last token, which is not run.
+        positions = parameters.memory_vectors + parameters.write_control + max(1, context_tokens - 1)
         return vectors_footprint(parameters.memory_vectors, backbone, positions, parameters.read_control)
 
     @classmethod
