@@ -6,6 +6,7 @@ teacher-forced figure that GradMem's paper reports.
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from gradmem_bench.tasks.base import Document, Query, Split
@@ -82,13 +83,16 @@ def dataset(**settings: Any) -> dict[str, "Dataset"]:
 
 
 def passages(dataset: "Dataset", words: int) -> "Dataset":
-    """Every paragraph's words, so many at a time, each passage once; what is left at its end is no passage."""
-    seen: dict[str, None] = {}
+    """Every paragraph's words, so many at a time, each passage once; what is left at its end is no passage.
+
+    The first passage of every paragraph stands before the second of any: so the first rows are of many paragraphs.
+    """
+    taken: list[list[str]] = []
     for paragraph in dict.fromkeys(dataset["context"]):
         split = paragraph.split()
-        for first in range(0, len(split) - words + 1, words):
-            seen.setdefault(" ".join(split[first : first + words]))
-    rows = [{"context": passage, "query": _QUERY, "targets": [passage]} for passage in seen]
+        taken.append([" ".join(split[first : first + words]) for first in range(0, len(split) - words + 1, words)])
+    inorder = dict.fromkeys(passage for rank in zip_longest(*taken) for passage in rank if passage is not None)
+    rows = [{"context": passage, "query": _QUERY, "targets": [passage]} for passage in inorder]
     return type(dataset).from_list(rows)
 
 

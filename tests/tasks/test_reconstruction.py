@@ -35,10 +35,14 @@ def test_passages_are_a_paragraph_s_words_so_many_at_a_time():
     assert found["context"] == ["a b c d e f g h"] and found["targets"] == [["a b c d e f g h"]]
     four = passages(Dataset.from_dict({"context": paragraphs}), 4)
     assert four["context"] == ["Rome fell in 476", "a b c d", "e f g h"]
+    # One of every paragraph before a second of any.
+    pairs = passages(Dataset.from_dict({"context": ["a b c d e", "f g h i"]}), 2)
+    assert pairs["context"] == ["a b", "f g", "c d", "h i"]
 
 
 @pytest.mark.parametrize("words", [8, 64])
-def test_squad_s_paragraphs_are_taken_apart_and_held_out(words, shared):
+def test_squad_s_paragraphs_are_taken_apart_and_held_out(words, shared, monkeypatch):
+    monkeypatch.setenv("GRADMEM_BENCH_DATA", str(shared / "data"))
     task = load_task(TASKS / f"text_reconstruction_{words}.yaml")
     documents = {split: task.documents(split) for split in ("train", "validation", "test")}
     for split, found in documents.items():
