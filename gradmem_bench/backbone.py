@@ -274,10 +274,12 @@ class Backbone(nn.Module):
         It is itself where there is nothing to share (a cache, a recurrent state, layers that read for themselves), and
         where gradient checkpointing runs layers again, for which transformers keeps no cache.
         """
-        nothing = prefix.embeddings is None or prefix.layer_memory is not None or not prefix.mask.shape[1]
-        if nothing or self.recurrent or self.model.is_activation_checkpointing:
+        alone = prefix.embeddings is None or prefix.layer_memory is not None or not prefix.mask.shape[1]
+        if alone or self.recurrent or self.model.is_activation_checkpointing:
             return prefix
-        states, cache = self.hidden(prefix, prefix.embeddings[:, :0], prefix.mask[:, :0], keep_cache=True)
+        # In the dtype of tokens, as what is not run once is: a projection's product may be rounded, under autocast.
+        nothing = torch.empty_like(prefix.embeddings[:, :0], dtype=self.model.dtype)
+        states, cache = self.hidden(prefix, nothing, prefix.mask[:, :0], keep_cache=True)
         return Prefix(
             prefix.mask,
             cache=tuple((layer.keys, layer.values) for layer in cache.layers),

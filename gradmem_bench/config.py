@@ -308,8 +308,9 @@ class TrainingConfig(StrictModel):
     """Contexts of the validation split that are scored each time."""
     patience: int | None = Field(default=None, ge=1)
     """Validations without a better score after which training stops; `None` never stops early."""
-    stop_at: float | None = Field(default=None, gt=0, le=1)
-    """The validation score at which training stops, once the curriculum is through."""
+    stop_at: float | None = Field(default=None, gt=0)
+    """The validation score at which training stops, once the curriculum is through: a share of answers that are right,
+    up to 1, or in pretraining bits per byte."""
     tuned_trials: int = Field(default=0, ge=0)
     """How many configurations were tried to find this one: told to the reader of the table, and nothing else."""
     curriculum: tuple[Stage, ...] = ()

@@ -175,6 +175,10 @@ def resolve(method: Entry, task: Entry, options: Options, known: Known | None = 
     if options.train:
         values = merge(loaded_task.metadata.get("training", {}), merge(recipe.training, sections["training"]))
         training = validated(TrainingConfig, values, f"the training of '{recipe.name}' on {loaded_task.name}")
+        if (training.stop_at or 0) > 1:
+            raise UserError(
+                f"training.stop_at is {training.stop_at:g}: a memory is validated by a share of answers, up to 1."
+            )
         training = training if training.steps else None
     if training is not None:
         curriculum_tasks(loaded_task, training)

@@ -117,14 +117,8 @@ def measure(
         except UserError as error:
             # Text takes more positions than the memory that stands for it, and may not fit where that does.
             nothing = Quantity(value=None, reason=str(error))
-            return Alternative(
-                write=None,
-                read=None,
-                break_even_flops=nothing,
-                break_even_seconds=nothing,
-                state_bytes_saved=nothing,
-                read_kv_bytes_saved=nothing,
-            )
+            quantities = "break_even_flops", "break_even_seconds", "state_bytes_saved", "read_kv_bytes_saved"
+            return Alternative(write=None, read=None, **dict.fromkeys(quantities, nothing))
 
     report(PHASES[2])
     reread_text = other(TruncatedText, writes=False)

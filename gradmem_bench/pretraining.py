@@ -52,7 +52,7 @@ class TextStage:
 
     @property
     def scored(self) -> int:
-        return (len(self.held_out.ids) - 1) // self.sequence_tokens
+        return self.held_out.windows(self.sequence_tokens)
 
     def length(self, index: int) -> int:
         return self.sequence_tokens

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from gradmem_bench.errors import UserError
 from gradmem_bench.evaluation import Evaluator
 from gradmem_bench.methods.base import MemoryMethod
 from gradmem_bench.state import MemoryState
-from gradmem_bench.tasks.base import Task
+from gradmem_bench.tasks.base import Document, Task
 from gradmem_bench.tasks.batching import encode_documents
 from gradmem_bench.tasks.kv_retrieval import KeyValueRetrieval
 
@@ -44,8 +45,7 @@ def measure_parts(method: MemoryMethod, task: Task, limit: int | None) -> dict[s
     Raises:
         UserError: the method does not rebuild its context, or as `token_parts` does.
     """
-    documents = task.documents("test")[: min(_CONTEXTS, limit or _CONTEXTS)]
-    encoded = encode_documents(documents, task, method.backbone)
+    encoded = encode_documents(_sample(task, limit), task, method.backbone)
     evaluator = Evaluator(method, task, _BATCH)
     parts = token_parts(task, len(encoded[0].context))
     sums = torch.zeros(len(parts), dtype=torch.float64)
@@ -63,12 +63,16 @@ def measure_parts(method: MemoryMethod, task: Task, limit: int | None) -> dict[s
     }
 
 
+def _sample(task: Task, limit: int | None) -> Sequence[Document]:
+    return task.documents("test")[: min(_CONTEXTS, limit or _CONTEXTS)]
+
+
 def write_parts(method: MemoryMethod, task: Task, folder: Path, limit: int | None) -> None:
     """Measures the parts for the checkpoint in a run's folder, and leaves them beside its record."""
     source = folder / checkpoints.METHOD_FILE
     tensors, _ = checkpoints.load(source, str(method.backbone.device))
     checkpoints.restore(method, tensors, source)
-    found = {"nats_per_token": measure_parts(method, task, limit), "contexts": min(_CONTEXTS, limit or _CONTEXTS)}
+    found = {"nats_per_token": measure_parts(method, task, limit), "contexts": len(_sample(task, limit))}
     part = folder / f".{PARTS_FILE}.part"
     part.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     os.replace(part, folder / PARTS_FILE)

@@ -77,7 +77,7 @@ class Trainer:
         identity: what the training is; a checkpoint of another identity is refused.
         report: called with the progress and the newest loss at each step and each validation, for the display.
     Raises:
-        UserError: the processes cannot have equal shares of a batch.
+        UserError: the processes cannot have equal shares of a batch, or there is nothing to train.
     """
 
     def __init__(
@@ -100,6 +100,11 @@ class Trainer:
         self.accelerator, self.identity, self.report = accelerator, identity, report
         self.method = method
         self.parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
+        if not self.parameters:
+            raise UserError(
+                f"Nothing of {type(method).__name__} requires a gradient, so that there is nothing to train: give "
+                "--no-train, or put 'training: {steps: 0}' into its recipe."
+            )
         optimizer = torch.optim.AdamW(
             self.parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
         )
@@ -160,7 +165,11 @@ class Trainer:
         """
         size, total = self.config.batch_size, len(stage)
         if stage.is_stream:
-            start = (self.seed * _SEED_STRIDE + step * size) % (total - size)
+            span = total - size
+            # Behind the last that fit beside one another, a multiple would come back to where another seed began.
+            fits = self.seed < span // _SEED_STRIDE
+            begun = self.seed * _SEED_STRIDE if fits else int(np.random.default_rng(self.seed).integers(span))
+            start = (begun + step * size) % span
             return list(range(start, start + size))
         # A stretch longer than an epoch would put the copies of a document side by side, into one batch.
         count = max(1, min(_BATCHES_SORTED, total // size))
@@ -226,7 +235,10 @@ class Trainer:
                     spent = self._of_first(progress.seconds + time.perf_counter() - started)
                     if spent >= config.seconds:
                         last, progress.stopped_because = True, f"{config.seconds:g} seconds were spent"
-                validate = last or progress.step % config.evaluate_every == 0
+                # A stage that has spent its steps ends there, wherever the next validation would have been.
+                bound = self.stages[progress.stage].steps
+                spent_all = bound is not None and progress.step - progress.stage_began >= bound
+                validate = last or spent_all or progress.step % config.evaluate_every == 0
                 if validate:
                     self._validate(loss, last)
                 progress.seconds += time.perf_counter() - started
@@ -261,6 +273,11 @@ class Trainer:
                 batch = batch.to(self.accelerator.device)
                 with sdpa_kernel(SDPBackend.MATH) if counted else self.accelerator.autocast():
                     loss = self.model(batch, whole) if in_parts else self.model(batch)
+                if not loss.total.requires_grad:
+                    raise UserError(
+                        f"The loss does not depend on anything that {type(self.method).__name__} trains: with "
+                        "these settings it has nothing to learn. Give --no-train, or train more of it."
+                    )
                 # Each share is a part of the whole batch's loss, and of the processes' gradients a mean is taken.
                 self.accelerator.backward(loss.total * processes)
                 totals.append(loss.total.detach())
@@ -275,7 +292,7 @@ class Trainer:
         total = self.accelerator.reduce(torch.stack(totals).sum())
         total, norm = torch.stack([total, norm]).tolist()
         if not math.isfinite(total) or not math.isfinite(norm):
-            kept = progress.step - progress.step % config.evaluate_every
+            kept = progress.history[-1]["step"] if progress.history else 0
             raise UserError(
                 f"Training stopped at step {progress.step + 1}: the loss is {total:g} and its gradient's norm "
                 f"{norm:g}; {f'the checkpoint of step {kept} stays' if kept else 'there is no checkpoint yet'}, "

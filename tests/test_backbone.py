@@ -275,6 +275,16 @@ def test_a_prefix_that_is_run_once_for_all_its_queries_costs_what_each_query_alo
         torch.testing.assert_close(one, other, **CLOSE)
 
 
+def test_a_prefix_that_is_run_once_is_run_in_the_precision_of_one_that_is_not():
+    on = backbone("llama")
+    (ids,) = ids_of(on, 6)
+    rounded = Prefix(torch.ones(1, 6, dtype=torch.bool), embeddings=on.embed(torch.tensor([ids])).bfloat16())
+    exact = Prefix(rounded.mask, embeddings=rounded.embeddings.float())
+    with torch.no_grad():
+        for one, other in zip(on.run_once(rounded).cache, on.run_once(exact).cache, strict=True):
+            assert all(torch.equal(mine, its) for mine, its in zip(one, other, strict=True))
+
+
 def test_run_once_leaves_alone_what_holds_nothing_to_share():
     on = backbone("llama")
     (memory,) = ids_of(on, 5)

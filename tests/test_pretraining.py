@@ -211,6 +211,7 @@ def test_the_command_trains_and_its_folder_is_a_backbone(texts, preset, tmp_path
         (["--data=nowhere"], ["--data nowhere", "no such file"]),
         (["--set=training.step=3"], ["no key 'step'", "Did you mean 'steps'?"]),
         (["--set=model.heads=3"], ["--set model", "no such section"]),
+        (["--set=backbone=llama-2x64"], ["--set backbone needs a key of it"]),
         (["--set=training.queries_per_context=1"], ["training.queries_per_context means nothing to plain text"]),
         (["--set=backbone.max_positions=31"], ["31 tokens and 1 before them", "31 positions"]),
         (["--tokenizer=nowhere/at-all"], ["no tokenizer at 'nowhere/at-all'"]),

@@ -180,6 +180,13 @@ def test_the_order_of_the_data_is_the_seeds_and_no_one_elses(tmp_path, request, 
         assert len(set(chain(*first, *other))) == 2 * 6 * 8  # a stream is never gone through twice
 
 
+def test_seeds_beyond_those_that_fit_beside_one_another_begin_elsewhere_too(tmp_path):
+    task = kv_task(pairs=4, **WIDE)
+    seeds = (0, 127, 128, 129, 256)
+    seen = [trained(tmp_path / str(seed), task, None, wide_method(), seed, steps=2).contexts() for seed in seeds]
+    assert len({context for batches in seen for batch in batches for context in batch}) == 5 * 2 * 8
+
+
 def test_queries_are_drawn_anew_for_each_context(tmp_path):
     method = trained(tmp_path, kv_task(pairs=5), steps=6, queries_per_context=2)
     places = Counter()
@@ -214,6 +221,14 @@ def test_a_curriculum_goes_on_at_its_score_or_after_its_steps(tmp_path):
     assert progress.best_step > reached  # only the task itself has a best score
     # A score that is reached with the last step leaves no step for the next stage.
     assert trainer(tmp_path / "short", method, stages[1:], steps=2, evaluate_every=2).run().stage == 0
+
+
+def test_a_stage_ends_with_its_steps_between_two_validations(tmp_path):
+    method = new_method()
+    stages = [stage(method, kv_task(), until=1.0, steps=3), stage(method, kv_task(pairs=2))]
+    progress = trainer(tmp_path, method, stages, steps=12, evaluate_every=5).run()
+    assert [(row["step"], row["stage"]) for row in progress.history] == [(3, 0), (5, 1), (10, 1), (12, 1)]
+    assert [batch.contexts.ids.shape[1] for batch in method.batches] == [6] * 3 + [11] * 9
 
 
 # ---------------------------------------------------------------------------------------------- stopping
@@ -312,3 +327,14 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path):
     found.identity = {"of": "another test"}
     with pytest.raises(UserError, match="training.safetensors belongs to another training"):
         found.resume()
+
+
+def test_where_there_is_nothing_to_train_or_the_loss_has_nothing_of_it_one_sentence_says_so(tmp_path):
+    frozen = new_method(FullKV).requires_grad_(False)
+    with pytest.raises(UserError, match="Nothing of FullKV requires a gradient.*--no-train"):
+        trainer(tmp_path / "frozen", frozen, [stage(frozen, kv_task())], steps=1)
+    backbone = load_backbone(BackboneConfig(name="llama-1x32"), kv_task().tokenizer(), "cpu", 0)
+    # Neither WRITE nor READ passes anything on to the start of the memory and to WRITE's head, which are all there is.
+    idle = GradMem(backbone, GradMemParameters(freeze_backbone=True, order="none"))
+    with pytest.raises(UserError, match="does not depend on anything that GradMem trains"):
+        trainer(tmp_path / "idle", idle, [stage(idle, kv_task())], steps=1).run()

@@ -58,6 +58,7 @@ def pretrain(
     [dim]gradmem-bench pretrain --preset llama_26m --data TEXTS --output lm --dtype bfloat16[/]
     """
     from gradmem_bench.config import merge, parse_assignments
+    from gradmem_bench.errors import UserError
     from gradmem_bench.registry import pretraining_recipe
 
     recipe = pretraining_recipe(preset)
@@ -65,7 +66,10 @@ def pretrain(
         "backbone": {} if tokenizer is None else {"tokenizer": tokenizer},
         "training": {key: value for key, value in (("steps", steps), ("seconds", seconds)) if value is not None},
     }
-    given = merge(parse_assignments(settings or []), own)
+    given = parse_assignments(settings or [])
+    for section in own.keys() & given.keys():
+        if not isinstance(given[section], dict):
+            raise UserError(f"--set {section} needs a key of it, for example --set {section}.KEY=VALUE.")
     from rich.console import Console
 
     from gradmem_bench.pretraining import perform, resolve
@@ -73,6 +77,6 @@ def pretrain(
     from gradmem_bench.reporting.progress import RunDisplay
 
     console = Console(quiet=not is_first())
-    plan = resolve(recipe, data, given, seed, torch_device(device), dtype.value)
+    plan = resolve(recipe, data, merge(given, own), seed, torch_device(device), dtype.value)
     console.rule(f"[bold]{recipe.name}[/] · {plan.backbone.name}", align="left")
     perform(plan, output, RunDisplay(console))

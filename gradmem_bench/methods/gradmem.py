@@ -173,7 +173,7 @@ class GradMem(MemoryMethod):
         if self.log_learning_rate is None:
             return rate
         rates = rate * self.log_learning_rate.exp()
-        return torch.cat([rates[:steps], rates[-1:].expand(steps - len(rates[:steps]))]) if rates.dim() == 1 else rates
+        return rates[torch.arange(steps, device=rates.device).clamp(max=len(rates) - 1)] if rates.dim() == 1 else rates
 
     def _vectors(self, memory: Tensor) -> Tensor:
         """What crosses of all that descended, (B, m, d)."""
@@ -193,10 +193,11 @@ class GradMem(MemoryMethod):
 
     def inner_loss(self, memory: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """(B,): the loss that descends, of all that descends, (B, m or more, d), for contexts ids and mask (B, T)."""
-        heads, positions = self.backbone.attention_heads, memory.shape[1] + ids.shape[1]
+        heads, settings = self.backbone.attention_heads, self.settings
+        positions = settings.memory_vectors + settings.write_control + ids.shape[1]
         # What is compiled, or large, has attention of ours where it is differentiated twice: blocks that leave out what
         # a causal mask hides, and no score of all positions with all.
-        twice = self.training and self.settings.order == "second"
+        twice = self.training and settings.order == "second"
         ours = twice and (torch.compiler.is_compiling() or len(ids) * heads * positions**2 > _LARGE)
         with blockwise(self.writer.model) if ours else nullcontext():
             return self.write_loss(self._vectors(memory), Tokens(ids, mask))
@@ -268,7 +269,8 @@ class GradMem(MemoryMethod):
 
 def _checkpoint_gradients(backbone: Backbone) -> None:
     model = backbone.model
-    if not model.supports_gradient_checkpointing:
+    # Of a recurrent one the layers' parts are run, and not the layers, which alone would be run again.
+    if backbone.recurrent or not model.supports_gradient_checkpointing:
         raise UserError(f"{type(model).__name__} has no gradient_checkpointing; set it to false.")
     # Dropout is 0, so that there is no chance to repeat; to ask the device for its state would be to wait for it.
     model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})

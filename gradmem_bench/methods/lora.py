@@ -18,8 +18,13 @@ def with_adapters(backbone: Backbone, rank: int, alpha: float) -> Backbone:
         rank: r.
         alpha: an adapter adds alpha / r · B A to its layer's weight; B is zero at the start.
     Raises:
-        UserError: peft is not installed.
+        UserError: peft is not installed, or has no adapters for a backbone like this.
     """
+    if backbone.recurrent:
+        raise UserError(
+            f"write_lora_rank: peft does not adapt every linear layer of {type(backbone.model).__name__}; leave it "
+            "out, or take a backbone with attention."
+        )
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:

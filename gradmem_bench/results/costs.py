@@ -61,7 +61,7 @@ class PhaseCosts(Part):
     seconds_high: float
     """Their upper quartile."""
     repetitions: int
-    """Times that the whole batch was timed, after a warm-up; 1 is a single run of more than five seconds, without."""
+    """Times that the whole batch was timed, after a warm-up; 1 where one took more than five seconds."""
     batch_size: int
     """Rows that were worked on together."""
     peak_bytes: Quantity

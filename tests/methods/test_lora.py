@@ -131,6 +131,12 @@ def test_the_gradient_of_the_adapters_against_finite_differences(engine):
         assert (values[0] - values[1]) / 2e-5 == pytest.approx(float(parameter.grad.norm()), rel=1e-5), name
 
 
+def test_a_recurrent_backbone_is_refused():
+    for settings in (LORA, {"gradient_checkpointing": True}):
+        with pytest.raises(UserError, match="MambaForCausalLM"):
+            build("gradmem", copy.deepcopy(backbone("mamba")), **settings)
+
+
 @needs_peft
 def test_a_checkpoint_holds_the_backbone_once_and_the_adapters(tmp_path):
     method = build("gradmem", copy.deepcopy(backbone("gpt2")), **LORA)
