@@ -1,5 +1,6 @@
 """The records that are there already, and which run each of them answers for."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from gradmem_bench.config import BackboneConfig, TrainingConfig, merge, validated
 from gradmem_bench.errors import UserError
 from gradmem_bench.experiment import Known, choose
+from gradmem_bench.hashing import source_hashes
 from gradmem_bench.loading import load_backbone, own_folder, recorded_name
 from gradmem_bench.plan import Options
 from gradmem_bench.registry import located
@@ -35,47 +37,63 @@ class Archive:
         expected = self._of(run)
         if expected is None:
             return None
-        start = None
-        if run.start is not None:
-            before = self.find(run.start)
-            if before is None:
-                return None
-            start = f"{before[1].method.name}-{before[1].config_hash[:8]}/"
+        before = None
+        if run.start is not None and (before := self.find(run.start)) is None:
+            return None
         for path, record in self.records.items():
-            if record.task.name == expected["task"].name and self._answers(record, run, expected, start):
-                return path, record
+            if record.task.name == expected["task"].name:
+                if self._answers(record, run, expected) and _trained_alike(record, expected, before and before[1]):
+                    return path, record
         return None
 
-    def _answers(self, record: RunRecord, run: Run, expected: dict[str, Any], start: str | None) -> bool:
+    def _answers(self, record: RunRecord, run: Run, expected: dict[str, Any]) -> bool:
         training = record.training
         seed = record.seed if training is None else training.seed
         if seed != run.seed or record.task.limit != run.limit:
             return False
         task, backbone = expected["task"], expected["backbone"]
-        if record.method.implementation != expected["class"]:
-            return False
-        begun = training and training.initial_checkpoint
-        if (start is None) != (begun is None) or (start is not None and not begun.startswith(start)):
-            return False
         return (
-            _agree(record.method.parameters, expected["parameters"], expected["parameter_defaults"])
-            and _trained_alike(training, expected)
+            record.method.implementation == expected["class"]
+            and record.method.source_hash == expected["source"]
+            and _agree(record.method.parameters, expected["parameters"], expected["parameter_defaults"])
+            and record.task.version == expected["version"]
             and record.task.settings == (task.declaration.get(task.settings_key) or {})
             and record.task.declaration_hash == expected["declaration"]
             and record.environment.dtype == run.dtype
             and record.footprint.state_dtype == "float32"
+            and self._of_these_data(record, task)
             and self._alike(record, backbone, task)
         )
+
+    @staticmethod
+    def _of_these_data(record: RunRecord, task: Task) -> bool:
+        """Whether a file of the task's that lies here is the one of the record; a hub is not asked for its own."""
+        try:
+            here = task.content_hash(record.task.split)
+        except UserError:
+            # There are other splits here; the run itself says which is missing.
+            return True
+        return here is None or record.task.source.content_hash in (None, here)
 
     def _alike(self, record: RunRecord, backbone: BackboneConfig, task: Task) -> bool:
         folder, found = own_folder(backbone.name), record.backbone
         if found.name != recorded_name(backbone.name):
             return False
+        if backbone.revision is not None and found.revision != backbone.revision:
+            # A branch or a tag; what it stands for, the hub knows.
+            return found.revision == self._identity(backbone, task).get("revision")
         # Two random models of one name may have other shapes, and a folder other weights than it had; where there is no
         # folder, and of what is built in or on the hub, weights are what their name says.
         if found.weights_hash.startswith("random-"):
-            return found.weights_hash == self.known.shape(backbone, task).identity["weights_hash"]
+            return found.weights_hash == self._identity(backbone, task).get("weights_hash")
         return folder is None or found.weights_hash == self._weights_in(folder, backbone, task)
+
+    def _identity(self, backbone: BackboneConfig, task: Task) -> dict[str, Any]:
+        try:
+            return self.known.shape(backbone, task).identity
+        except UserError:
+            # Nothing answers for a run that cannot be made; making it says why.
+            return {}
 
     def _weights_in(self, folder: Path, backbone: BackboneConfig, task: Task) -> str | None:
         if folder not in self._weights:
@@ -99,9 +117,17 @@ class Archive:
         return self._expected[key]
 
 
-def _trained_alike(training: TrainingRecord | None, expected: Mapping[str, Any]) -> bool:
-    if training is None:
-        return expected["training"]["steps"] == 0
+def _trained_alike(record: RunRecord, expected: Mapping[str, Any], before: RunRecord | None) -> bool:
+    """Whether a record's weights were trained as expected, from the checkpoint of `before` where there is one."""
+    training: TrainingRecord | None = record.training
+    if expected["training"]["steps"] == 0:
+        # What is loaded and not trained on has the training that it was loaded with.
+        return training == (before and before.training)
+    if training is None or record.trained_elsewhere:
+        return False
+    begun, start = training.initial_checkpoint, before and f"{before.method.name}-{before.config_hash[:8]}/"
+    if (start is None) != (begun is None) or (start is not None and not begun.startswith(start)):
+        return False
     return _agree(training.config, expected["training"], expected["training_defaults"])
 
 
@@ -121,12 +147,14 @@ def expected_of(run: Run, known: Known) -> dict[str, Any]:
     declaration = declaration_hashes(task)
     return {
         "class": chosen.recipe.implementation,
+        "source": next(iter(source_hashes([Path(inspect.getfile(chosen.method_class))])), None),
         "parameters": chosen.parameters.model_dump(mode="json"),
         # One that has no default is in every record.
         "parameter_defaults": chosen.method_class.Parameters.model_construct().model_dump(mode="json"),
         "training": validated(TrainingConfig, training, f"'{run.name}'").model_dump(mode="json"),
         "training_defaults": TrainingConfig().model_dump(mode="json"),
         "task": task,
+        "version": str(task.metadata.get("version", "1.0")),
         "declaration": declaration and declaration.whole,
         "backbone": backbone,
     }

@@ -17,7 +17,7 @@ from gradmem_bench.commands.pretrain import pretrain
 from gradmem_bench.commands.profile import profile
 from gradmem_bench.commands.reproduce import reproduce
 from gradmem_bench.commands.run import run
-from gradmem_bench.errors import LeftOut, UserError
+from gradmem_bench.errors import Notice, UserError
 
 app = typer.Typer(
     name="gradmem-bench",
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def _warned(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
-    if issubclass(category, LeftOut):
+    if issubclass(category, Notice):
         sys.stderr.write(f"warning: {message}\n")
     else:
         sys.stderr.write(warnings.formatwarning(message, category, filename, lineno))

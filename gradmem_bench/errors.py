@@ -11,8 +11,13 @@ class UserError(Exception):
     """
 
 
-class LeftOut(UserWarning):
-    """Something of a user's that cannot be read and was left out; the command line prints the message alone."""
+class Unreachable(UserError):
+    """Weights, a tokenizer or data that were looked for on a hub: the next one that asks for them fails alike."""
+
+
+class Notice(UserWarning):
+    """What a user should know of a result, or why something of theirs was left out; the command line prints the message
+    alone."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

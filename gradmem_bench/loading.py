@@ -27,7 +27,7 @@ from transformers.utils.hub import resolve_revision
 
 from gradmem_bench.backbone import Backbone
 from gradmem_bench.config import BackboneConfig, fingerprint
-from gradmem_bench.errors import UserError, did_you_mean
+from gradmem_bench.errors import Unreachable, UserError, did_you_mean
 from gradmem_bench.hashing import file_hash
 from gradmem_bench.hub import wait_briefly
 from gradmem_bench.registry import built_in_backbones, recipe_folder
@@ -205,7 +205,7 @@ def _pretrained(config: BackboneConfig, where: str, device: str) -> Backbone:
             )
             missing = report["missing_keys"]
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(
+        raise Unreachable(
             f"The backbone '{config.name}' is no folder with a config.json and safetensors weights, no hub id that can "
             f"be reached from here, not built in as {' and '.join(built_in_backbones())} are, and no random shape such "
             f"as llama-2x64 or gpt2-12x768 ({_first_line(error)})"
@@ -234,7 +234,7 @@ def _tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(_place(name), revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(
+        raise Unreachable(
             f"There is no tokenizer at '{name}': it is neither a folder with a tokenizer.json nor a hub id that can be "
             "reached from here; name one with --set backbone.tokenizer=FOLDER, or pretrain's --tokenizer "
             f"({_first_line(error)})"

@@ -72,7 +72,12 @@ class Plan:
 
         Of what is built in, be it method, task or backbone, the versions tell, and it has no hash.
         """
-        validation = self._data_hash("validation") if self.task_hashes and self.training else None
+        reported, trained = self._data_hash(self.split), self.training and self._data_hash("train")
+        # Of a task that is built in, what is selected on is a part of the others, unless a file of its own lies here.
+        selected = self._data_hash if self.task_hashes else self.task.content_hash
+        validation = selected("validation") if self.training else None
+        if self.task_hashes is None and validation in (reported, trained):
+            validation = None
         return {
             "version": __version__,
             "method": {
@@ -85,8 +90,8 @@ class Plan:
                 "version": str(self.task.metadata.get("version", "1.0")),
                 "settings": self.task.declaration.get(self.task.settings_key) or {},
                 "split": self.split,
-                "hash": self._data_hash(self.split),
-                "training_hash": self.training and self._data_hash("train"),
+                "hash": reported,
+                "training_hash": trained,
                 **_present(declaration=self.task_hashes and self.task_hashes.whole, validation_hash=validation),
             },
             "backbone": {**self.backbone.model_dump(mode="json"), **_present(contents=self.backbone_contents)},

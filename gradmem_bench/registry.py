@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from gradmem_bench.config import MethodRecipe, PretrainingRecipe, load_yaml, validated
-from gradmem_bench.errors import LeftOut, UserError, did_you_mean
+from gradmem_bench.errors import Notice, UserError, did_you_mean
 from gradmem_bench.lm_eval_names import PREFIX, task_file
 
 Kind = Literal["method", "task"]
@@ -63,7 +63,7 @@ def entries(kind: Kind, include_paths: Sequence[Path] = ()) -> list[Entry]:
 
     An include path's entry replaces a built-in or earlier one of its name, as in lm-eval. Of two packages
     that own one name both are listed. A YAML file, or a package's entry point, that cannot be read is warned of
-    (LeftOut), and left out.
+    (Notice), and left out.
 
     Args:
         include_paths: folders; the YAML files of each and of its `methods/` or `tasks/` are read, except
@@ -75,7 +75,7 @@ def entries(kind: Kind, include_paths: Sequence[Path] = ()) -> list[Entry]:
     found = []
     for claim in chain.from_iterable(_claims(kind, include_paths).values()):
         if isinstance(claim, UserError):
-            warnings.warn(f"Left out: {claim}", LeftOut, stacklevel=2)
+            warnings.warn(f"Left out: {claim}", Notice, stacklevel=2)
         else:
             found.append(claim)
     return sorted(found, key=lambda entry: entry.name)

@@ -13,7 +13,7 @@ import torch
 
 from gradmem_bench.archive import Archive
 from gradmem_bench.checkpoints import METHOD_FILE, misfit, shapes_of
-from gradmem_bench.errors import UserError
+from gradmem_bench.errors import Unreachable, UserError
 from gradmem_bench.experiment import resolve
 from gradmem_bench.loading import load_backbone
 from gradmem_bench.plan import Options, Plan
@@ -34,7 +34,7 @@ class Maker:
 
     def __init__(self, output: Path, archive: Archive, device: str, display: RunDisplay) -> None:
         self.output, self.archive, self.device, self.display = output, archive, device, display
-        self._unreadable: dict[tuple[str, str], str] = {}
+        self._unreachable: dict[tuple[str, ...], str] = {}
 
     def make(self, runs: Sequence[Run]) -> Counter[str]:
         """Makes runs in their order, and goes on where one cannot be made; as far as it shows, that is told before any.
@@ -115,14 +115,14 @@ class Maker:
             dtype=run.dtype,
         )
         # A hub that does not answer is asked once, and not for every run.
-        asked = run.task, run.backbone or ""
-        if asked in self._unreadable:
-            raise UserError(self._unreadable[asked])
+        sections = sorted(key for key in options.settings if key.startswith(("task.", "backbone.")))
+        asked = (run.task, run.method, run.backbone or "", *sections)
+        if asked in self._unreachable:
+            raise UserError(self._unreachable[asked])
         try:
             plan = resolve(method, task, options, known)
-        except UserError as error:
-            if "hub" in str(error):
-                self._unreadable[asked] = str(error)
+        except Unreachable as error:
+            self._unreachable[asked] = str(error)
             raise
         if trained := sorted(run.evaluation.keys() - plan.method_class.evaluation_parameters):
             raise UserError(

@@ -195,7 +195,7 @@ class Run:
     @property
     def row(self) -> tuple[Any, ...]:
         """What runs that differ in nothing but the seed have in common, hashable."""
-        return self.name, self.paper_task, _hashable(tuple(self.setting.items()))
+        return self.name, self.task, _hashable(tuple(self.setting.items()))
 
     @property
     def training(self) -> tuple[Any, ...]:
@@ -229,7 +229,7 @@ def expand(scale: Scale) -> list[Run]:
     listed: dict[tuple[Any, ...], tuple[Any, ...]] = {}
     for group in scale.runs:
         for key in _combinations(group, scale):
-            named = (group.name, group.task, *map(_hashable, key))
+            named = (group.name, group.task or scale.task, *map(_hashable, key))
             if named in listed:
                 raise UserError(f"Two runs are called '{group.name}', and would be one row; give one another name.")
             listed[named] = (group, *key)
@@ -249,7 +249,7 @@ def expand(scale: Scale) -> list[Run]:
                         f"{group.name} starts from '{other}', which no run is called.{did_you_mean(other, names)}"
                     )
                 start_axes = tuple((name, rule.at.get(name, dict(axes).get(name))) for name in _axes(other, scale))
-                wanted = (other, group.task, _hashable(start_axes), (), seed)
+                wanted = (other, group.task or scale.task, _hashable(start_axes), (), seed)
                 if wanted not in listed:
                     raise UserError(
                         f"{group.name} at {dict(axes)} starts from {other} at {dict(start_axes)}, seed {seed}, which "

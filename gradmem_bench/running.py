@@ -35,6 +35,7 @@ from gradmem_bench.results import (
     SourceRecord,
     SwapTest,
     TaskRecord,
+    TrainedOn,
     TrainingRecord,
     code_version,
     environment,
@@ -163,7 +164,10 @@ def _trained(
     path = folder / checkpoints.METHOD_FILE
     if config is None:
         # What was loaded had been trained: its figures belong to the result (design law 4).
-        return TrainingRecord(**checkpoints.read_about(plan.checkpoint)["training"]) if plan.checkpoint else None
+        if plan.checkpoint is None:
+            return None
+        about = checkpoints.read_about(plan.checkpoint)
+        return TrainingRecord(**{"task": {"name": about["task"]}, **about["training"]})
     if source is not None:
         tensors, about = checkpoints.load(source, str(accelerator.device))
         checkpoints.restore(method, tensors, source)
@@ -223,6 +227,7 @@ def _training_record(
         seconds=progress.seconds,
         processes=processes.count(),
         seed=plan.options.seed,
+        task=TrainedOn(**{key: plan.configuration()["task"][key] for key in ("name", "version", "settings")}),
         tuned_trials=plan.training.tuned_trials,
         trained_parameters=sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad),
         config=plan.training.model_dump(mode="json"),

@@ -257,3 +257,12 @@ def test_a_tokenizer_that_cannot_write_the_answers_is_refused(local_task):
     done = command("run", "--method", "no_memory", "--task", local_task, "--backbone", "kv_recall", "--dry-run")
     assert done.code == 2
     assert "The tokenizer of kv_recall cannot write '§§' and 8 more of 9 answers of own" in done.errors
+
+
+def test_answers_that_are_longer_than_what_may_be_generated_are_told(local_task):
+    for split in ("train", "test"):
+        rows = [{"context": f"{row}", "query": "?", "target": "a" * (28 + row)} for row in range(9)]
+        (local_task.parent / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = command("run", "--method", "no_memory", "--task", local_task, "--backbone", "kv_recall", "--dry-run")
+    # With its end, an answer of 31 characters is 32 tokens.
+    assert done.code == 0 and "5 of 9 answers of own that were looked at are longer than the 32 tokens" in done.errors

@@ -1,5 +1,6 @@
 """By what a run is known from any other."""
 
+import json
 from shutil import copytree
 
 import pytest
@@ -8,8 +9,10 @@ from planned import SETTINGS, edit, make_model, make_task, plan, write_rows
 
 from gradmem_bench.config import Budget
 from gradmem_bench.experiment import Known, resolve
+from gradmem_bench.hashing import file_hash
 from gradmem_bench.plan import Options
 from gradmem_bench.registry import resolve as find
+from gradmem_bench.tasks.sources import DATA_VARIABLE
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +158,24 @@ def test_what_is_built_in_is_known_by_its_version():
         configuration = found.configuration()
         assert {"declaration", "validation_hash"}.isdisjoint(configuration["task"])
         assert (found.source_hash, found.task_hashes, found.backbone_contents) == (None, None, None)
+
+
+def test_a_file_that_a_built_in_task_is_selected_on_alone_is_a_part_of_what_a_run_is(tmp_path, monkeypatch):
+    folder = tmp_path / "yurakuratov" / "babilong_qa4_0k"
+    folder.mkdir(parents=True)
+    monkeypatch.setenv(DATA_VARIABLE, str(tmp_path))
+    row = {"query": "What is north of the garden?", "target": "bedroom"}
+
+    def given(*splits: str) -> dict:
+        for split in splits:
+            rows = [row | {"context": f"The {split} {number} is north of the garden."} for number in range(4)]
+            (folder / f"{split}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+        return plan(task="babi_qa4", backbone="wiki_2m").configuration()["task"]
+
+    # Without a test split, what is selected on is held out of what is trained on.
+    assert "validation_hash" not in given("train", "valid")
+    before = given("test")
+    assert before["validation_hash"] == file_hash(folder / "valid.jsonl") != before["hash"]
 
 
 def test_two_tasks_of_one_name_are_refused_in_one_command(tmp_path, local_task, model):

@@ -8,7 +8,7 @@ import pytest
 from commands import command
 
 from gradmem_bench.config import StrictModel
-from gradmem_bench.errors import LeftOut, UserError
+from gradmem_bench.errors import Notice, UserError
 from gradmem_bench.registry import Entry, entries, load_object, located, method_recipe, recipe_folder, resolve
 
 METHOD = "name: {name}\nclass: {module}:Method\ndescription: >\n  Keeps\n  everything.\n"
@@ -274,7 +274,7 @@ def test_a_package_with_a_broken_entry_point_is_one_warning_and_the_rest_works(s
         # What an uninstallation that was broken off may leave.
         (folder / "METADATA").unlink()
         reason = f"The method 'odd' of {folder}: this installation has no metadata"
-    with pytest.warns(LeftOut) as caught:
+    with pytest.warns(Notice) as caught:
         assert len(named(entries("method"), "healthy")) == 1
     (warning,) = caught
     assert str(warning.message).startswith(f"Left out: {reason}")

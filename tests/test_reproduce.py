@@ -115,6 +115,37 @@ def test_losses_are_measured_for_each_number_of_steps(tmp_path):
     assert (tmp_path / "runs" / "steps-tiny.png").exists()
 
 
+def test_a_hub_that_is_not_there_is_told_once_and_refuses_no_other_run(tmp_path):
+    experiment = json.loads(json.dumps(EXPERIMENT))
+    scale = experiment["scales"]["tiny"]
+    here = {"name": "here", "method": "no_memory", "settings": {"training.steps": 0}}
+    elsewhere = here | {"name": "elsewhere", "settings": {"training.steps": 0, "backbone.tokenizer": "github/nowhere"}}
+    scale |= {"runs": [elsewhere, here], "seeds": [0, 1]}
+    path = tmp_path / "hub.yaml"
+    path.write_text(yaml.dump(experiment))
+    done = command("reproduce", path, "--output", tmp_path / "runs")
+    text = " ".join(done.output.split())
+    assert done.code == 0 and "2 of 4 scores missing" in text
+    assert "missing (2 of 4 runs, elsewhere): There is no tokenizer at 'github/nowhere'" in text
+
+
+def test_a_plan_counts_no_time_for_a_training_that_is_there(tmp_path):
+    experiment = json.loads(json.dumps(EXPERIMENT))
+    [group, *_] = experiment["scales"]["tiny"]["runs"]
+    group |= {"axes": {"task.pairs": [2]}, "start": [], "evaluate": {"evaluation_inner_steps": [None]}}
+    experiment["scales"]["tiny"]["runs"] = [group]
+    path = tmp_path / "smoke.yaml"
+
+    def planned(*flags: str) -> str:
+        path.write_text(yaml.dump(experiment))
+        return " ".join(command("reproduce", path, "--output", tmp_path / "runs", *flags).output.split())
+
+    assert "1 of 1 runs to make: about 60 s." in planned("--dry-run")
+    planned()
+    group["evaluate"] = {"evaluation_inner_steps": [None, 0]}
+    assert "1 of 2 runs to make." in planned("--dry-run")
+
+
 def test_a_plan_tells_which_measurements_are_there(tmp_path):
     calls = [["--pairs", "4", "--steps", "1"], ["--pairs", "8", "--steps", "1"]]
     declared = {"figure": "speed", "title": "Speed", "report": "performance"}

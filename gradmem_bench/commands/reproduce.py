@@ -81,8 +81,8 @@ def reproduce(
         listed: list[Run] = []
         made = 0
         for experiment, size in wanted:
-            absent, can_be_made = _list(console, experiment, scale, size, maker, listed)
-            listed += absent
+            to_train, can_be_made = _list(console, experiment, scale, size, maker, listed)
+            listed += to_train
             made += can_be_made
         if len(wanted) > 1:
             console.print(f"All figures: {_time_of(listed)}.")
@@ -128,7 +128,9 @@ def _answer(console: "Console", experiment: "Experiment", name: str, scale: "Sca
         for old in files_of(stem):
             old.unlink(missing_ok=True)
     console.print(f"\n{', '.join(map(str, files))}", style="dim")
-    return not runs or len(missing(runs, archive)) < len(runs)
+    if not runs:
+        return any(path for folder in performance for path in folder.glob("meta_gradient-*.json"))
+    return len(missing(runs, archive)) < len(runs)
 
 
 def _list(
@@ -137,7 +139,8 @@ def _list(
     """Shows what a figure is made of. Trainings of `before` are counted there.
 
     Returns:
-        The runs that are missing and can be made, and how much is there or can be made, runs and measurements.
+        Those of the missing runs that can be made whose training is neither there nor among `before`, and how much is
+        there or can be made, runs and measurements.
     """
     from rich.text import Text
 
@@ -147,7 +150,8 @@ def _list(
 
     runs, counted = expand(scale), {run.training for run in before}
     absent = missing(runs, maker.archive)
-    made = absent
+    made, own = absent, []
+    there = {run.training for run in runs if run not in absent}
     console.print(Text(f"{experiment.figure} · {experiment.title} · scale {name}", style="bold"))
     rows: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
@@ -157,14 +161,13 @@ def _list(
         setting = ", ".join(f"{key} {value}" for key, value in told.items())
         rows.setdefault((run.name, run.task, setting, start), []).append(run)
     listed = []
-    for (label, task, setting, start), own in rows.items():
-        seeds = " ".join(map(str, dict.fromkeys(run.seed for run in own)))
-        trained = {run.training for run in own if run not in absent} | counted
-        to_train = len({run.training for run in own} - trained)
-        there = len(own) - sum(run in absent for run in own)
-        steps = own[0].settings.get("training.steps")
+    for (label, task, setting, start), alike in rows.items():
+        seeds = " ".join(map(str, dict.fromkeys(run.seed for run in alike)))
+        to_train = len({run.training for run in alike} - there - counted)
+        evaluated = len(alike) - sum(run in absent for run in alike)
+        steps = alike[0].settings.get("training.steps")
         trainings = f"{to_train} of {steps} steps" if to_train and steps else str(to_train)
-        evaluations = f"{len(own)}, {there} there" if there else str(len(own))
+        evaluations = f"{len(alike)}, {evaluated} there" if evaluated else str(len(alike))
         listed.append((label, task, setting, seeds, start, trainings, evaluations))
     if runs:
         console.print(_table(("name", "task", "setting", "seeds", "starts from", "to train", "to evaluate"), listed))
@@ -173,7 +176,7 @@ def _list(
         with maker.display.working("whether each can be made"):
             refused = maker.refused(absent)
         made = without(absent, refused)
-        own = [run for run in made if run.training not in counted]
+        own = [run for run in made if run.training not in counted | there]
         lacking = f", of which {len(made)} can be made" if refused else ""
         time = f": {_time_of(own)}" if own else ""
         console.print(f"{len(absent)} of {len(runs)} runs to make{lacking}{time}{above}.")
@@ -187,7 +190,7 @@ def _list(
         console.print(f"{len(left)} of {len(scale.benchmark)} measurements to make, whose time was not measured.")
     console.print(Text(scale.about, style="dim"))
     console.print()
-    return made, len(runs) - len(absent) + len(made) + len(scale.benchmark)
+    return own, len(runs) - len(absent) + len(made) + len(scale.benchmark)
 
 
 def _table(headers: tuple[str, ...], rows: list[tuple[str, ...]]) -> "Table":

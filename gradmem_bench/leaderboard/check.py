@@ -86,7 +86,9 @@ def check(board: Path) -> list[Checked]:
 def _asked_alike(record: RunRecord, asked: dict[str, RunRecord]) -> Iterator[str]:
     """Records that name the same data must have asked the same; `asked` holds the first of each. Seals are in order."""
     task = record.task
-    key = fingerprint([task.name, task.version, task.split, task.source.model_dump(), task.limit])
+    key = fingerprint(
+        [task.name, task.version, task.declaration_hash, task.split, task.source.model_dump(), task.limit]
+    )
     first = asked.setdefault(key, record)
     if record.seal.data_hash != first.seal.data_hash:
         yield f"It names the same data as {first.run_id}, but its rows do not ask the same."

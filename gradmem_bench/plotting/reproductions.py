@@ -34,9 +34,10 @@ def picture(experiment: Experiment, table: Sequence[Line]) -> Figure | None:
 def _curves(title: str, table: Sequence[Line], metric: str) -> Figure | None:
     """Score against the one axis that the rows have, the mean over seeds with each of them; the paper's hollow."""
     by_name: dict[str, list[Line]] = {}
+    several = len({line.task for line in table}) > 1
     for line in table:
         if len(line.setting) == 1 and type(_place(line)) is int and _place(line) >= 0:
-            by_name.setdefault(line.name, []).append(line)
+            by_name.setdefault(f"{line.name}, {line.task}" if several else line.name, []).append(line)
     shown = [line for own in by_name.values() for line in own]
     across = {key for line in shown for key in line.setting}
     if len(across) != 1 or not any(line.scores(metric) for line in shown):

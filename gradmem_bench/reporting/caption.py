@@ -1,9 +1,9 @@
 """What must be said under a table: of the data, the seeds, the tests, and of all that differs beside the method."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from gradmem_bench.config import Budget
+from gradmem_bench.config import Budget, TrainingConfig
 from gradmem_bench.reporting.controls import control_lines
 from gradmem_bench.reporting.labels import settings_of, short_names
 from gradmem_bench.reporting.references import RULE
@@ -339,6 +339,7 @@ def _training_line(rows: dict[str, Row]) -> Iterable[str]:
         values = [getattr(record.training, name) for row in trained.values() for record in row.records]
         if min(values) < max(values):
             unlike.append(f"{name.replace('_', ' ')} {min(values):,} to {max(values):,}")
+    unlike += _unlike_settings([record.training.config for row in trained.values() for record in row.records])
     untrained = [label for label in rows if label not in trained]
     unlike += [f"not at all {', '.join(untrained)}"] if untrained else []
     line = [f"Not trained alike: {'; '.join(unlike)}."] if unlike else ["Trained alike."] if len(rows) > 1 else []
@@ -351,6 +352,17 @@ def _training_line(rows: dict[str, Row]) -> Iterable[str]:
     yield from [" ".join(line)] if line else []
 
 
+def _unlike_settings(configs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The settings that trainings differ in, each with its range where it is a number; a record from before a setting
+    was there has its default."""
+    for key, default in TrainingConfig().model_dump(mode="json").items():
+        values = [config.get(key, default) for config in configs]
+        if key in ("steps", "tuned_trials") or all(value == values[0] for value in values):
+            continue
+        numbers = all(type(value) in (int, float) for value in values)
+        yield f"{key.replace('_', ' ')}{f' {min(values):g} to {max(values):g}' if numbers else ''}"
+
+
 def _easier_line(rows: dict[str, Row]) -> Iterable[str]:
     ended: dict[str, list[str]] = {}
     for label, row in rows.items():
@@ -359,6 +371,12 @@ def _easier_line(rows: dict[str, Row]) -> Iterable[str]:
                 ended.setdefault(stage, []).append(label)
     for stage, labels in ended.items():
         yield f"Never trained on the task itself, but ended in {stage}: {_told(labels, list(rows))}."
+    elsewhere: dict[str, list[str]] = {}
+    for label, row in rows.items():
+        for task in dict.fromkeys(record.trained_elsewhere for record in row.records):
+            elsewhere.setdefault(task, []).append(label)
+    for task in filter(None, elsewhere):
+        yield f"Not trained on this task, but on {task}: {_told(elsewhere[task], list(rows))}."
 
 
 def _machine_line(records: Sequence[RunRecord]) -> str:

@@ -25,20 +25,23 @@ class Reached:
     """By the mean; `None` where no length reaches it."""
     bounds: tuple[int | None, int | None] | None
     """By the lower and by the upper bound of each length's interval; `None` where one of those is not known."""
+    most: int | None
+    """The longest that is run at all, where the experiment has longer ones: who reaches it may reach more."""
     paper: PaperRow | None
 
     @property
     def cells(self) -> list[str]:
         """Method, setting, score, ours, the paper's, and the difference."""
         published = self.paper and self.paper.value
-        ours = "missing" if self.missing else f"{_told(self.size)} [{', '.join(map(_told, self.bounds or ('–', '–')))}]"
+        bounds = ", ".join(map(self._told, self.bounds or ("–", "–")))
+        ours = "missing" if self.missing else f"{self._told(self.size)} [{bounds}]"
         beside = "–" if published is None else f"{published:g}"
-        difference = "–" if published is None or self.size is None else f"{self.size - published:+g}"
+        unknown = published is None or self.size is None or self.size == self.most
+        difference = "–" if unknown else f"{self.size - published:+g}"
         return [self.name, self.setting, f"{self.at:g}", ours, beside, difference]
 
-
-def _told(size: int | str | None) -> str:
-    return "none" if size is None else str(size)
+    def _told(self, size: int | str | None) -> str:
+        return "none" if size is None else f"≥ {size}" if size == self.most else str(size)
 
 
 def reached(table: Sequence["Line"], metric: str, longest: Longest, paper: PaperFigure | None) -> list[Reached]:
@@ -59,7 +62,8 @@ def reached(table: Sequence["Line"], metric: str, longest: Longest, paper: Paper
                 low, high = ({size: one[side] for size, one in intervals.items()} for side in range(2))
                 bounds = _longest(low, at), _longest(high, at)
             published = _published(lines[0], metric, at, paper)
-            found.append(Reached(name, told, at, missing, _longest(means, at), bounds, published))
+            most = max(scores) if max(scores) < max(longest.sizes.values()) else None
+            found.append(Reached(name, told, at, missing, _longest(means, at), bounds, most, published))
     return found
 
 

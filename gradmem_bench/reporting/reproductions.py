@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 NOTHING = "–"
 _STEPS = "evaluation_inner_steps"
+_SHORT = {_STEPS: "K", "memory_vectors": "m"}
 _ONE_LINE = len("0.123 [0.12, 0.12]")
 
 
@@ -48,15 +49,15 @@ class Line:
     paper_name: str = ""
 
     def scores(self, metric: str) -> dict[int, float]:
-        found = {seed: record.metrics[metric].value for seed, (_, record) in self.records.items()}
-        return {seed: value for seed, value in found.items() if value is not None}
+        found = {seed: record.metrics.get(metric) for seed, (_, record) in self.records.items()}
+        return {seed: one.value for seed, one in found.items() if one is not None and one.value is not None}
 
     def interval(self, metric: str) -> tuple[float | None, float | None] | None:
         """Of the mean over seeds and contexts, as `gradmem-bench compare` has it; of one seed, as its record has it.
 
         Raises UserError where the example rows of several seeds are not those that their records count.
         """
-        records = [record for _, record in self.records.values()]
+        records = [record for _, record in self.records.values() if metric in record.metrics]
         if len(records) < 2:
             return next(((one.metrics[metric].low, one.metrics[metric].high) for one in records), None)
         folders = {record.run_id: path.parent for path, record in self.records.values()}
@@ -66,7 +67,7 @@ class Line:
 
     @property
     def told(self) -> str:
-        return ", ".join(f"{_short(key)} {value}" for key, value in self.setting.items())
+        return told_of(self.setting)
 
 
 def lines(experiment: Experiment, runs: Sequence[Run], archive: Archive, paper: PaperFigure | None) -> list[Line]:
@@ -91,12 +92,12 @@ def lines(experiment: Experiment, runs: Sequence[Run], archive: Archive, paper: 
     return list(made.values())
 
 
+def told_of(setting: Mapping[str, Any]) -> str:
+    return ", ".join(f"{_SHORT.get(key, key)} {value}" for key, value in setting.items())
+
+
 def _is_of(row: PaperRow, run: Run, metric: str) -> bool:
     return (row.method, row.task, row.metric, row.setting) == (run.paper_name, run.paper_task, metric, run.setting)
-
-
-def _short(key: str) -> str:
-    return {"evaluation_inner_steps": "K", "memory_vectors": "m"}.get(key, key)
 
 
 def _number(value: float | None, digits: int = 3, sign: bool = False) -> str:
@@ -136,13 +137,15 @@ def rows_report(table: Sequence[Line], metric: str, solved_at: float) -> "Render
         paper = line.paper
         published = NOTHING if paper is None else _with(paper.value, (paper.low, paper.high))
         difference = None if paper is None or paper.value is None or mean is None else mean - paper.value
-        ours = _with(mean, line.interval(metric)) if scores else "missing"
+        # A method may have no such metric.
+        absent = {seed: NOTHING if seed in line.records else "missing" for seed in line.seeds}
+        ours = _with(mean, line.interval(metric)) if scores else NOTHING if line.records else "missing"
         beside = [published, _number(difference, 3, sign=True)]
         compared.append([line.name, line.told, ours, *(beside if is_published else [])])
         swaps = [record.swap_test for _, record in line.records.values()]
-        each = " ".join(f"{scores[seed]:.2f}" if seed in scores else "missing" for seed in line.seeds)
+        each = " ".join(f"{scores[seed]:.2f}" if seed in scores else absent[seed] for seed in line.seeds)
         solved = f"{sum(score >= solved_at for score in scores.values())}/{len(scores)}" if scores else NOTHING
-        without = [record.metrics[metric].value for record in line.without_steps.values()]
+        without = [record.metrics[metric].value for record in line.without_steps.values() if metric in record.metrics]
         blanks = [swap.blank_score for swap in swaps]
         seeds.append(
             [
@@ -179,12 +182,15 @@ def _mean(values: Iterable[float | None], digits: int = 2) -> str:
 
 
 def heat_map(table: Sequence[Line]) -> dict[tuple[str, str], dict[int, Line]]:
-    """Rows of one training by K at evaluation: (method, setting without K) -> K -> line."""
+    """Rows of one training by K at evaluation: (method, task where there are several and setting without K) -> K ->
+    line."""
     found: dict[tuple[str, str], dict[int, Line]] = {}
+    several = len({line.task for line in table}) > 1
     for line in table:
-        rest = Line(line.name, {key: value for key, value in line.setting.items() if key != _STEPS}, [], {})
+        rest = {"task": line.task} if several else {}
+        rest |= {key: value for key, value in line.setting.items() if key != _STEPS}
         if _STEPS in line.setting:
-            found.setdefault((line.name, rest.told), {})[line.setting[_STEPS]] = line
+            found.setdefault((line.name, told_of(rest)), {})[line.setting[_STEPS]] = line
     return found
 
 
@@ -274,7 +280,7 @@ def performance_report(folders: Iterable[Path], paper: PaperFigure | None) -> "R
     if not parts:
         parts.append(Text("missing: no record of benchmarks/meta_gradient.py is here."))
     if paper is not None:
-        rows = [[row.method, Line("", row.setting, [], {}).told, row.metric, f"{row.value:g}"] for row in paper.rows]
+        rows = [[row.method, told_of(row.setting), row.metric, f"{row.value:g}"] for row in paper.rows]
         parts.append(_grid(["paper", "setting", "metric", "value"], rows, left=3))
     return Group(*parts)
 
@@ -282,12 +288,14 @@ def performance_report(folders: Iterable[Path], paper: PaperFigure | None) -> "R
 def _measured(table: Sequence[Line], metric: str) -> str:
     """What each number is a score of: the metric, n, and the backbone."""
     title, records = metric.replace("_", " "), [record for line in table for record in _all(line)]
-    if not records:
+    if not (counts := {record.metrics[metric].n for record in records if metric in record.metrics}):
         return title
-    queries = _span({record.metrics[metric].n for record in records})
+    queries = _span(counts)
     contexts = _span({record.task.contexts for record in records})
     backbones = dict.fromkeys(record.backbone.name for record in records)
-    return f"{title} of {queries} queries in {contexts} contexts a seed, on {', '.join(backbones)}"
+    cut = max(record.task.truncated_contexts for record in records)
+    lost = f", up to {cut:,} of them cut to fit it" if cut else ""
+    return f"{title} of {queries} queries in {contexts} contexts a seed, on {', '.join(backbones)}{lost}"
 
 
 def _span(counts: set[int]) -> str:
@@ -301,7 +309,7 @@ def _published_alone(beside: Sequence[PaperRow | None], paper: PaperFigure | Non
     found: dict[tuple[str, str, str], list[str]] = {}
     for row in paper.rows:
         if row not in beside and row.value is not None:
-            setting = Line("", row.setting, [], {}).told
+            setting = told_of(row.setting)
             told = f"{setting + ': ' if setting else ''}{row.value:.4g}"
             found.setdefault((row.method, row.task, row.metric), []).append(told)
     return [

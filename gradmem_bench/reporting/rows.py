@@ -154,7 +154,8 @@ def recipe(record: RunRecord, known: Mapping[str, RunRecord]) -> str:
         task = known[folder].task
         others = {name: other for name, other in known.items() if name != folder}
         begun = [task.name, task.version, task.declaration_hash, task.settings, recipe(known[folder], others)]
-    training = record.training and [record.training.config, begun]
+    elsewhere = [record.trained_elsewhere] if record.trained_elsewhere else []
+    training = record.training and [record.training.config, begun, *elsewhere]
     budget = record.budget and record.budget.model_dump()
     # All others of a table have one backbone.
     own = record.method.own_backbone and record.backbone.weights_hash

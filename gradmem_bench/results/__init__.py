@@ -33,6 +33,7 @@ from gradmem_bench.results.schema import (
     SourceRecord,
     SwapTest,
     TaskRecord,
+    TrainedOn,
     TrainingRecord,
 )
 from gradmem_bench.results.scores import metric_results, metric_title, primary_metric, seal
@@ -59,6 +60,7 @@ __all__ = [
     "SourceRecord",
     "SwapTest",
     "TaskRecord",
+    "TrainedOn",
     "TrainingRecord",
     "WrittenAgain",
     "ancestors",

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from gradmem_bench.config import validated
-from gradmem_bench.errors import LeftOut, UserError
+from gradmem_bench.errors import Notice, UserError
 from gradmem_bench.results.schema import SCHEMA_VERSION, ExampleRow, RunRecord
 
 _MAY_BE_MISSING = (float | None, str | None, bool | None)
@@ -98,7 +98,7 @@ def find_records(paths: Sequence[Path]) -> dict[Path, RunRecord]:
         except UserError as error:
             if resolved in named:
                 raise
-            warnings.warn(f"{str(error).rstrip('.')}. It is left out.", LeftOut, stacklevel=2)
+            warnings.warn(f"{str(error).rstrip('.')}. It is left out.", Notice, stacklevel=2)
     return records
 
 

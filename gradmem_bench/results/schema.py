@@ -146,6 +146,17 @@ class SwapTest(Part):
     """The outcome as a sentence."""
 
 
+class TrainedOn(Part):
+    """The task that weights were trained on."""
+
+    name: str
+    """Name of the task."""
+    version: str | None = None
+    """The task's own version; `None` is not known."""
+    settings: dict[str, Any] | None = None
+    """The task's settings in full; `None` is not known."""
+
+
 class TrainingRecord(Part):
     """What the method's training cost (design law 4)."""
 
@@ -179,6 +190,8 @@ class TrainingRecord(Part):
     """Optimiser step of the best validation score."""
     stopped_because: str
     """Why training ended."""
+    task: TrainedOn | None = None
+    """What it was trained on; `None` in records from before it was kept."""
     last_stage: int | None = None
     """The stage that it ended in, from 1: first those of `config`'s curriculum, then the task itself; `None` in records
     from before it was kept."""
@@ -270,6 +283,23 @@ class RunRecord(Part):
     """The machine and the libraries."""
     seal: Seal | None = None
     """Of the example rows and the record; `None` in a record from before there were seals."""
+
+    @property
+    def trained_elsewhere(self) -> str:
+        """The other task, or the settings, that the weights were trained on; empty where they are those of the record,
+        or are not known to be others."""
+        task = self.training and self.training.task
+        if task is None:
+            return ""
+        known = task.model_dump(exclude_none=True)
+        own = self.task.model_dump(include=set(known))
+        if known == own:
+            return ""
+        unlike = {key: value for key, value in (task.settings or {}).items() if value != self.task.settings.get(key)}
+        told = ", ".join(f"{key} {value}" for key, value in unlike.items())
+        if task.name == self.task.name and not told:
+            told = f"version {task.version}"
+        return f"{task.name} ({told})" if told else task.name
 
     @model_validator(mode="after")
     def _scored(self) -> "RunRecord":

@@ -124,6 +124,10 @@ class Task(ABC):
     def source(self, split: Split) -> Source:
         """Where `documents(split)` comes from."""
 
+    def content_hash(self, split: Split) -> str | None:
+        """SHA-256 of the file that holds the split here; `None` where there is none, and no hub is asked."""
+        return None
+
     def seen_in_training(self, split: Split) -> frozenset[str] | None:
         """Ids of the split's queries that `documents("train")` hold with the same context; `None`: not known."""
         return None

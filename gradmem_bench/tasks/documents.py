@@ -11,6 +11,7 @@ from typing import Any
 
 from gradmem_bench.config import FunctionReference, StrictModel, validated
 from gradmem_bench.errors import UserError
+from gradmem_bench.hashing import file_hash
 from gradmem_bench.tasks.base import Document, Query, Source, Split
 from gradmem_bench.tasks.sources import DATA_VARIABLE, SUFFIXES, Row, Rows, load_from_hub, local_file, read_local
 from gradmem_bench.tasks.splits import SplitTask
@@ -58,6 +59,10 @@ class Documents(SplitTask):
         return Source(
             location + plan.part, rows.revision, rows.content_hash, sum(len(document.queries) for document in documents)
         )
+
+    def content_hash(self, split: Split) -> str | None:
+        file = self._file(self._plan(split).data_split)
+        return file_hash(file) if file is not None and file.is_file() else None
 
     def code_files(self) -> list[Path]:
         declared = {key: self.declaration.get(key) for key in ("process_docs", "doc_to_text", "doc_to_target")}

@@ -1,12 +1,13 @@
 """How long a task's contexts, queries and answers are, told from a sample before anything is run."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from heapq import nlargest
 from itertools import chain
 
 from gradmem_bench.backbone import Backbone
-from gradmem_bench.errors import UserError
+from gradmem_bench.errors import Notice, UserError
 from gradmem_bench.tasks.base import Document, Query, Task
 from gradmem_bench.tasks.batching import EncodedDocument, encode_documents
 
@@ -67,14 +68,25 @@ def _longest(encoded: Sequence[EncodedDocument], task: Task) -> tuple[int, int]:
 
 
 def _check_answers(task: Task, backbone: Backbone, documents: Sequence[Document]) -> None:
-    """Refuses a tokenizer that cannot write the task's answers; every method would score zero behind it."""
+    """Refuses a tokenizer that cannot write the task's answers, behind which every method would score zero; tells of
+    answers that are longer than what may be generated."""
     answers = [query.targets[0] for document in documents for query in document.queries]
     unknown = backbone.tokenizer.unk_token_id
-    foreign = [answer for answer, ids in zip(answers, backbone.encode(answers), strict=True) if unknown in ids]
+    written = backbone.encode(answers)
+    foreign = [answer for answer, ids in zip(answers, written, strict=True) if unknown in ids]
     # An answer here and there is foreign to many a tokenizer.
     if len(foreign) > len(answers) / 2:
         raise UserError(
             f"The tokenizer of {backbone.identity['name']} cannot write '{foreign[0]}' and {len(foreign) - 1} more of "
             f"{len(answers)} answers of {task.name}; take another --backbone, or name a tokenizer for a random one "
             "with --set backbone.tokenizer=FOLDER."
+        )
+    # The end of the text is one of them.
+    too_long = sum(len(ids) >= task.max_new_tokens for ids in written)
+    if too_long:
+        warnings.warn(
+            f"{too_long} of {len(answers)} answers of {task.name} that were looked at are longer than the "
+            f"{task.max_new_tokens} tokens that may be generated, and cannot be an exact match: raise max_gen_toks.",
+            Notice,
+            stacklevel=2,
         )

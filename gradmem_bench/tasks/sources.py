@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gradmem_bench.errors import UserError
+from gradmem_bench.errors import Unreachable, UserError
 from gradmem_bench.hashing import file_hash
 
 DATA_VARIABLE = "GRADMEM_BENCH_DATA"
@@ -96,7 +96,7 @@ def load_from_hub(dataset: str, name: str | None, split: str, revision: str | No
     Args:
         looked_at: the local places that had no such file, for the message.
     Raises:
-        UserError: the hub cannot be reached and its cache has no such data, or there is no such data set or split.
+        Unreachable: the hub cannot be reached and its cache has no such data, or there is no such data set or split.
     """
     import datasets
 
@@ -109,7 +109,7 @@ def load_from_hub(dataset: str, name: str | None, split: str, revision: str | No
         rows = builder.as_dataset(split=split).to_list()
     except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
         reason = str(error).strip().split("\n")[0].rstrip(".")
-        raise UserError(
+        raise Unreachable(
             f"The split '{split}' of {dataset} is neither a local file ({'; '.join(looked_at)}) nor could it be "
             f"loaded from the hub ({reason}): set {DATA_VARIABLE} to a folder that holds "
             f"{dataset}/{f'{name}/' if name else ''}{split}.jsonl, or go online."

@@ -173,6 +173,10 @@ def test_records_of_the_same_data_have_asked_the_same(board):
     assert told(board)["rmt-1"] == (
         "It names the same data as kv_retrieval-gradmem-45-2048-0, but its rows do not ask the same.",
     )
+    # Declared otherwise, a task may ask something else of the same file.
+    edit(folder, lambda record: record["task"].update(declaration_hash="0123456789abcdef"))
+    seal_again(folder)
+    assert told(board)["rmt-1"] == ()
 
 
 def test_the_command_says_all_and_fails(board):

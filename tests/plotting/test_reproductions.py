@@ -135,3 +135,14 @@ def test_a_picture_of_the_same_runs_is_the_same_bytes(tmp_path, report):
     )
     assert first == again
     assert first[0].startswith(b"\x89PNG") and b"<svg" in first[1]
+
+
+def test_a_line_joins_the_values_of_one_task(tmp_path):
+    table = [line(tmp_path / task, "gradmem", {"m": m}, [30 * m]) for task in ("a", "b") for m in (1, 2)]
+    for place, one in enumerate(table):
+        one.task = "ab"[place // 2]
+    [axes] = picture(experiment("rows"), table).axes
+    assert {name: [y for _, y in own] for name, own in marks(axes).items()} == {
+        "gradmem, a": [0.5, 1.0],
+        "gradmem, b": [0.5, 1.0],
+    }

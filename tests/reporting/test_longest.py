@@ -42,6 +42,13 @@ def test_a_length_is_reached_by_the_mean_and_by_each_bound(table):
     assert (second.size, second.bounds) == (8, (None, 8)) and second.cells[3:] == ["8 [none, 8]", "–", "–"]
 
 
+def test_the_longest_that_is_run_may_not_be_the_longest_that_is_reached(table):
+    row = {"method": "GradMem 1B", "task": "words", "setting": {"memory_vectors": 1}, "value": 32}
+    paper = PaperFigure(figure="f", rows=(PaperRow(**row, metric="longest N with exact_match of 0.95 or more"),))
+    first, second = reached(table[:2], "exact_match", LONGEST, paper)
+    assert first.cells[3:] == ["≥ 16 [8, ≥ 16]", "32", "–"] and second.cells[3] == "8 [none, 8]"
+
+
 def test_nothing_is_said_of_lengths_of_which_one_was_not_run(table):
     table[1].records.clear()
     assert [one.cells[3] for one in reached(table, "exact_match", LONGEST, None)] == ["missing", "missing"]

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from gradmem_bench.paper import PaperRow
 from gradmem_bench.reporting.comparison import comparison
-from gradmem_bench.reporting.reproductions import Line, _grid, heat_map_report, rows_report
+from gradmem_bench.reporting.reproductions import Line, _grid, heat_map, heat_map_report, rows_report
 from gradmem_bench.results import read_examples
 
 
@@ -80,3 +80,26 @@ def test_the_state_that_write_begins_with_has_a_column_where_every_seed_has_trie
     assert header[-1] == "blank"
     assert [words[-1] for words in both if words[:2] == ["GradMem", "1.00"]] == ["0.38"]
     assert not any("blank" in words for words in shown(None, 0.5))
+
+
+def test_a_method_without_the_metric_has_a_dash_and_one_that_was_not_run_is_missing(tmp_path):
+    record = write_run(tmp_path / "cache", [True] * 40)
+    table = [Line("cache", {}, [0], {0: (tmp_path / "cache" / "run.json", record)}), Line("GradMem", {}, [0], {})]
+    file = StringIO()
+    Console(file=file, width=80).print(rows_report(table, "unseen_exact_match", 0.9))
+    shown = [text.split()[:2] for text in file.getvalue().splitlines() if text.startswith(("cache", "GradMem"))]
+    assert shown == 2 * [["cache", "–"], ["GradMem", "missing"]]
+    assert table[0].interval("unseen_exact_match") is None
+
+
+def test_the_tasks_of_a_heat_map_stand_apart():
+    table = [
+        Line("GradMem", {"pairs": 2, "evaluation_inner_steps": steps}, [0], {}, task=task)
+        for task in ("a", "b")
+        for steps in (1, 2)
+    ]
+    assert {block: list(steps) for block, steps in heat_map(table).items()} == {
+        ("GradMem", "task a, pairs 2"): [1, 2],
+        ("GradMem", "task b, pairs 2"): [1, 2],
+    }
+    assert list(heat_map(table[:2])) == [("GradMem", "pairs 2")]

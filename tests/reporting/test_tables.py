@@ -10,7 +10,8 @@ from records import ENVIRONMENT, PASSED, TASK, TRAINING, demo_records, measured_
 from gradmem_bench.config import Budget
 from gradmem_bench.reporting.comparison import comparison
 from gradmem_bench.reporting.formats import to_csv, to_json, to_latex, to_markdown
-from gradmem_bench.results import Capacity, read_examples
+from gradmem_bench.reporting.rows import recipe
+from gradmem_bench.results import Capacity, TrainedOn, read_examples
 
 
 def test_rows_stand_from_ceiling_to_floor_and_are_normalised_between_them():
@@ -187,6 +188,25 @@ def test_one_row_was_not_trained_alike():
     assert "rained alike" not in caption(comparison([run_record()])[0])
     [table] = comparison([run_record(training=changed(TRAINING, initial_checkpoint="runs/a"))])
     assert "Training went on from a checkpoint: gradmem." in table.caption
+    # What a record does not say was as it is by default: a learning rate of 3e-4.
+    other = changed(TRAINING, config={"steps": 1000, "schedule": "cosine"})
+    [table] = comparison([run_record(), run_record("rmt", training=other)])
+    assert "Not trained alike: learning rate 0.0003 to 0.001; schedule." in table.caption
+
+
+def test_weights_of_another_task_are_another_recipe_and_said():
+    own, harder = TrainedOn(name=TASK.name, version="1", settings=TASK.settings), TASK.settings | {"pairs": 2}
+    for task, told in [
+        (own, None),
+        (TrainedOn(name="squad"), "squad"),
+        (changed(own, settings=harder), "kv_retrieval (pairs 2)"),
+        (changed(own, version="0.9"), "kv_retrieval (version 0.9)"),
+    ]:
+        first, second = (run_record(run_id=f"seed {seed}", training=changed(TRAINING, seed=seed)) for seed in (0, 1))
+        second = second.model_copy(update={"training": changed(second.training, task=task)})
+        assert (recipe(first, {}) == recipe(second, {})) == (told is None)
+        lines = caption(comparison([first, second])[0])
+        assert (f"Not trained on this task, but on {told}: " in lines) == (told is not None)
 
 
 def test_a_negative_score_has_the_sign_of_a_difference():
