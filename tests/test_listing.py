@@ -7,7 +7,9 @@ import gradmem_bench
 from gradmem_bench.config import BackboneConfig, Budget, TrainingConfig
 from gradmem_bench.loading import load_backbone
 from gradmem_bench.methods.gradmem import GradMemParameters
-from gradmem_bench.registry import built_in_backbones
+from gradmem_bench.registry import built_in_backbones, recipe_folder
+from gradmem_bench.reporting.tables import duration
+from gradmem_bench.reproduction import estimated_seconds, expand, experiments
 
 
 def test_a_list_of_runs_can_be_read_at_eighty_columns(five_runs):
@@ -26,6 +28,16 @@ def test_a_list_of_runs_can_be_read_at_eighty_columns(five_runs):
         assert facts.split()[4:] == [str(score.n), *str(record.budget or "none").split(), "float32", seed, steps]
     # A folder is in one piece, however long it is.
     assert max(len(line) for line in lines if not line.startswith("  ")) <= 80
+
+
+def test_the_figures_are_listed_with_their_scales_and_what_was_measured_of_them():
+    done = command("list", "figures")
+    rows = {line.split()[0]: line for line in done.output.splitlines()[1:] if line[1:2].strip()}
+    assert done.code == 0 and rows.keys() == {path.stem for path in recipe_folder("experiment").glob("*.yaml")}
+    assert "group: fig4a, fig4b" in rows["fig4"]
+    [experiment] = experiments("writing_seeds")
+    seconds, unknown = estimated_seconds(expand(experiment.scales["small"]))
+    assert not unknown and f"small {duration(seconds)}" in rows["writing_seeds"]
 
 
 def test_the_backbones_that_come_with_it_are_listed_with_their_sizes():

@@ -146,6 +146,13 @@ def test_a_plan_counts_no_time_for_a_training_that_is_there(tmp_path):
     assert "1 of 2 runs to make." in planned("--dry-run")
 
 
+def test_a_figure_is_made_at_its_smallest_scale_where_none_is_named(tmp_path):
+    told = command("reproduce", "writing_seeds", "--output", tmp_path, "--dry-run")
+    assert told.code == 0 and "scale small" in told.output
+    told = command("reproduce", "writing_seeds", "--scale", "tiny", "--output", tmp_path, "--dry-run")
+    assert told.code == 2 and "writing_seeds has no scale 'tiny', only small." in told.errors
+
+
 def test_a_plan_tells_which_measurements_are_there(tmp_path):
     calls = [["--pairs", "4", "--steps", "1"], ["--pairs", "8", "--steps", "1"]]
     declared = {"figure": "speed", "title": "Speed", "report": "performance"}

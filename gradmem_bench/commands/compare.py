@@ -23,8 +23,8 @@ def compare(
         str,
         typer.Option(
             metavar="HOW",
-            help="task: one table a task, refusing records that cannot be compared; config: one for each "
-            "configuration.",
+            help="task: one table a task, refusing records that cannot be compared; config: one for each setting of "
+            "the task, its data, limit and backbone.",
         ),
     ] = "task",
     baseline: Annotated[

@@ -13,6 +13,7 @@ class Listed(StrEnum):
     methods = "methods"
     tasks = "tasks"
     backbones = "backbones"
+    figures = "figures"
     runs = "runs"
 
 
@@ -21,7 +22,7 @@ def list_entries(
     include_path: IncludePath = None,
     output: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
 ) -> None:
-    """List methods, tasks, the backbones that come with the package, or runs, and where each comes from."""
+    """List methods, tasks, the backbones that come with the package, the figures that reproduce makes, or runs."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -30,6 +31,8 @@ def list_entries(
         _list_runs(output)
     elif what == Listed.backbones:
         _list_backbones()
+    elif what == Listed.figures:
+        _list_figures()
     else:
         from gradmem_bench.registry import entries
 
@@ -78,6 +81,31 @@ def _list_backbones() -> None:
         "\nAlso for --backbone: a hub id, a local folder with safetensors weights, or the shape of a small random "
         "model, such as llama-2x64, gpt2-12x768, neox-4x256 and mamba-4x128."
     )
+
+
+def _list_figures() -> None:
+    """What `reproduce` makes: the scales of each figure, with what their trainings take where that was measured."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from gradmem_bench.registry import recipe_folder
+    from gradmem_bench.reporting.tables import duration
+    from gradmem_bench.reproduction import estimated_seconds, expand, experiments
+
+    table = Table(box=None, header_style="bold")
+    for header in ("name", "what it is", "scales, and what they take"):
+        table.add_column(header, no_wrap=header == "name", overflow="fold")
+    for path in sorted(recipe_folder("experiment").glob("*.yaml")):
+        found = experiments(path.stem)
+        if [one.figure for one in found] != [path.stem]:
+            table.add_row(path.stem, f"group: {', '.join(one.figure for one in found)}", "")
+            continue
+        told = []
+        for name, scale in found[0].scales.items():
+            seconds, unknown = estimated_seconds(expand(scale))
+            told.append(name if unknown or not seconds else f"{name} {duration(seconds)}")
+        table.add_row(path.stem, found[0].title, ", ".join(told))
+    Console(highlight=False).print(table)
 
 
 def _list_runs(output: Path) -> None:

@@ -58,7 +58,7 @@ Budgets = Annotated[
         "--budget",
         metavar="BYTES",
         help="The most state bytes per context, for example 4KiB; methods are fitted to it. May be repeated: every "
-        "method is run at every budget.",
+        "method is run at every combination of --budget, --max-positions and --state-dtype.",
     ),
 ]
 MaxPositions = Annotated[
@@ -85,7 +85,8 @@ Settings = Annotated[
         "--set",
         metavar="KEY=VALUE",
         help="A parameter of every method (memory_vectors=4) or of one (rmt.passes=2), or a setting of the "
-        "training, the task or the backbone (training.steps=500, task.pairs=4, backbone.heads=2). May be repeated.",
+        "training, the task or the backbone (training.steps=500, task.pairs=4, backbone.heads=2), of training and "
+        "backbone also for one method (rmt.training.steps=900). May be repeated.",
     ),
 ]
 Load = Annotated[
@@ -96,7 +97,9 @@ Load = Annotated[
         help="A checkpoint, a run's folder, a folder with one run of the method, or a folder of METHOD.safetensors.",
     ),
 ]
-Seed = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Of new weights and of the order of the data.")]
+Seed = Annotated[
+    int, typer.Option("--seed", min=0, metavar="N", help="Of new weights and of the order of the data; one a command.")
+]
 RunDevice = Annotated[
     Device,
     typer.Option(

@@ -5,13 +5,17 @@ from typing import Annotated
 
 import typer
 
-from gradmem_bench.commands.options import Device, Dtype, RunDevice, RunDtype, Seed, torch_device
+from gradmem_bench.commands.options import Device, Dtype, RunDevice, Seed, torch_device
 
 
 def pretrain(
     preset: Annotated[
         str,
-        typer.Option(metavar="NAME", help="A preset's name, such as llama_10m or gpt2_18m, or the path of its YAML."),
+        typer.Option(
+            metavar="NAME",
+            help="llama_3m, llama_10m, llama_14m, llama_26m or gpt2_18m, sized with GPT-2's vocabulary (a tokenizer of "
+            "fewer tokens makes a smaller model), or the path of a YAML.",
+        ),
     ],
     data: Annotated[
         Path,
@@ -50,10 +54,16 @@ def pretrain(
     ] = None,
     seed: Seed = 0,
     device: RunDevice = Device.auto,
-    dtype: RunDtype = Dtype.float32,
+    dtype: Annotated[
+        Dtype,
+        typer.Option(
+            metavar="DTYPE",
+            help="Precision of the computation: float32, tf32 (a GPU rounds the factors of matrix products to 11 bits) "
+            "or bfloat16, in which the weights are kept at the end as well.",
+        ),
+    ] = Dtype.float32,
 ) -> None:
-    """Train a small language model on plain text, for --backbone. With --dtype bfloat16 its weights are kept in
-    bfloat16 at the end, and scored as they are kept.
+    """Train a small language model on plain text, for --backbone. It is scored as it is kept.
 
     [dim]gradmem-bench pretrain --preset llama_26m --data TEXTS --output lm --dtype bfloat16[/]
     """

@@ -48,7 +48,8 @@ def profile(
     format: Annotated[ProfileFormat, typer.Option("--format", help="How it is written.")] = ProfileFormat.table,
     include_path: IncludePath = None,
 ) -> None:
-    """Measure what WRITE and READ cost, and from how many queries on they pay; trains nothing.
+    """Measure what WRITE and READ cost, and from how many queries on they take less than keeping the KV cache, or than
+    reading the text again; trains nothing.
 
     [dim]gradmem-bench profile --method gradmem --method rmt --task squad_removed --backbone gpt2[/]
     """

@@ -27,14 +27,19 @@ def reproduce(
     figure: Annotated[
         str,
         typer.Argument(
-            help="fig3, fig4 (fig4a, fig4b), fig5, tables (babi, squad, question, reconstruction), claims (writing, "
-            "writing_steps, writing_ablation), writing_seeds, writing_pairs, eight_vectors, "
-            "babi_wiki, squad_wiki, babi_wiki_14m, squad_wiki_14m, or the path of an experiment's YAML."
+            help="Of GradMem's paper (arXiv 2603.13875): fig3, fig4 (fig4a, fig4b), fig5, tables (babi, squad, "
+            "question, reconstruction). Of this repository: claims (writing, writing_steps, writing_ablation), "
+            "writing_seeds, writing_pairs, eight_vectors, babi_wiki, squad_wiki, babi_wiki_14m, squad_wiki_14m; "
+            "list figures says what each is. Or the path of an experiment's YAML."
         ),
     ],
     scale: Annotated[
-        ScaleName, typer.Option(help="tiny: minutes on two cores, small: hours; paper: its own size, for a GPU.")
-    ] = ScaleName.tiny,
+        ScaleName | None,
+        typer.Option(
+            help="tiny: minutes to an hour on a core or two, small: hours; paper: its own size, for a GPU. By default "
+            "the smallest that the figure has."
+        ),
+    ] = None,
     output: Annotated[Path, typer.Option(help="Where runs are kept, and ours is put beside the paper's.")] = Path(
         "runs/reproduce"
     ),
@@ -43,8 +48,8 @@ def reproduce(
     ] = False,
     device: RunDevice = Device.auto,
 ) -> None:
-    """Run what is missing of a paper's figure, and show ours beside the paper's with the difference. Exit code 1 when
-    nothing of ours is there, or can be made.
+    """Run what is missing of a figure, the paper's or our own, and show it, ours beside the paper's with the
+    difference. Exit code 1 when nothing of ours is there, or can be made.
 
     [dim]gradmem-bench reproduce fig3 --scale tiny[/]
     """
@@ -59,6 +64,7 @@ def reproduce(
             "its runs with gradmem-bench run, which trains in several."
         )
     found = experiments(figure)
+    scale = scale or next(one for one in ScaleName if any(one in experiment.scales for experiment in found))
     # Of several figures those are made that have such a scale.
     having = [one for one in found if scale in one.scales] or found
     wanted = [(one, scale_of(one, scale)) for one in having]
