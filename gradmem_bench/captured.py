@@ -21,7 +21,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from gradmem_bench.precision import alike, in_force
 
@@ -46,7 +46,7 @@ class _Recorded:
             held.copy_(new)
         self.graph.replay()
         # The next graph may overwrite what this one returned.
-        return _each_tensor(torch.clone, self.outputs)
+        return tree_map_only(Tensor, torch.clone, self.outputs)
 
 
 @dataclass
@@ -177,10 +177,6 @@ def _give_back(pool: tuple[int, int]) -> None:
     with suppress(RuntimeError, AttributeError):
         torch._C._cuda_releasePool(torch.cuda.current_device(), pool)
     torch.cuda.empty_cache()
-
-
-def _each_tensor(change: Callable[[Tensor], Tensor], tree: Any) -> Any:
-    return tree_map(lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf, tree)
 
 
 def _fault(expected: Any, found: Any, tolerance: float) -> str | None:

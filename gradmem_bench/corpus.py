@@ -43,10 +43,9 @@ class TextFiles:
         for file in self.held_out if held_out and self.held_out else self.training:
             texts = read_texts(file)
             if not self.held_out:
-                first = _HELD_OUT_SHARE - 1 - count % _HELD_OUT_SHARE
-                kept = range(first, len(texts), _HELD_OUT_SHARE)
+                numbered = list(enumerate(texts, count + 1))
                 count += len(texts)
-                texts = [text for place, text in enumerate(texts) if (place in kept) == held_out]
+                texts = [text for number, text in numbered if (number % _HELD_OUT_SHARE == 0) == held_out]
             found += len(texts)
             if texts:
                 yield texts

@@ -19,7 +19,7 @@ from gradmem_bench.plotting.recipes import inner_steps
 from gradmem_bench.reporting.caption import shared_backbone
 from gradmem_bench.reporting.comparison import Comparison, Row, comparison
 from gradmem_bench.reporting.profiles import format_count
-from gradmem_bench.reporting.tables import figures
+from gradmem_bench.reporting.tables import duration, figures
 from gradmem_bench.results import (
     Measured,
     PhaseCosts,
@@ -186,7 +186,7 @@ def _row(name: str, row: Row, links: dict[str, str]) -> dict[str, Any]:
         "read": read,
         "read_text": figures(read),
         "training": seconds,
-        "training_text": NOTHING if seconds is None else f"{steps:,.0f} steps, {_time(seconds)}",
+        "training_text": NOTHING if seconds is None else f"{steps:,.0f} steps, {duration(seconds)}",
         "warnings": _warnings(row),
         "details": _details(row),
     }
@@ -256,7 +256,7 @@ def _run_details(record: RunRecord) -> list[tuple[str, str]]:
             (
                 "Training",
                 f"seed {training.seed}, {training.steps:,} steps, {training.tokens:,} tokens{flops}, "
-                f"{_time(training.seconds)}{shared}; {training.tuned_trials} settings tried before{begun}",
+                f"{duration(training.seconds)}{shared}; {training.tuned_trials} settings tried before{begun}",
             )
         )
     for title, phase in (("WRITE of a context", costs.write), ("READ of a query", costs.read)):
@@ -338,11 +338,3 @@ def _size(size: Measured) -> str:
 
 def _positions(size: Measured) -> str:
     return f"{'~' if size.min < size.max else ''}{size.mean:,.0f}"
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else _hours(seconds)
-
-
-def _hours(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} h"

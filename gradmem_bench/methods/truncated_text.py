@@ -59,8 +59,8 @@ class TruncatedText(MemoryMethod):
         cls, parameters: TruncatedTextParameters, backbone: Backbone, context_tokens: int, context_bytes: int
     ) -> Footprint:
         start = len(backbone.start_ids)
-        size = min(context_bytes, context_bytes if parameters.max_bytes is None else parameters.max_bytes)
-        tokens = min(context_tokens, context_tokens if parameters.max_tokens is None else parameters.max_tokens)
+        size = _tighter(context_bytes, parameters.max_bytes)
+        tokens = _tighter(context_tokens, parameters.max_tokens)
         if parameters.max_bytes is not None:
             # A token of the text has at least one byte of it, but for the mark of a word's beginning.
             tokens = min(tokens, start + 1 + parameters.max_bytes)
@@ -68,13 +68,14 @@ class TruncatedText(MemoryMethod):
 
     @classmethod
     def fit(cls, parameters: TruncatedTextParameters, budget: Budget, backbone: Backbone) -> TruncatedTextParameters:
-        def tighter(mine: int | None, bound: int | None) -> int | None:
-            return min((value for value in (mine, bound) if value is not None), default=None)
-
         start = len(backbone.start_ids)
         if budget.positions is not None and budget.positions < start:
             raise UserError(f"A budget of {budget} holds no text: every text begins with {start} tokens of its own.")
         return TruncatedTextParameters(
-            max_bytes=tighter(parameters.max_bytes, budget.bytes),
-            max_tokens=tighter(parameters.max_tokens, budget.positions),
+            max_bytes=_tighter(parameters.max_bytes, budget.bytes),
+            max_tokens=_tighter(parameters.max_tokens, budget.positions),
         )
+
+
+def _tighter(mine: int | None, bound: int | None) -> int | None:
+    return min((value for value in (mine, bound) if value is not None), default=None)
