@@ -14,8 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
 from commands import command
 from environments import Environment
+from typer.core import TyperGroup as Group
+
+from gradmem_bench.cli import app
+from gradmem_bench.reproduction import experiments
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -129,6 +134,27 @@ def test_every_link_of_a_page_leads_somewhere(page):
         found = page.parent / target if target else page
         assert found.exists(), target
         assert not anchor or anchor in anchors(found), anchor
+
+
+@pytest.mark.parametrize("page", LINKED, ids=[str(page.relative_to(ROOT)) for page in LINKED])
+def test_every_command_of_a_page_is_one_that_there_is(page, monkeypatch):
+    """As far as it shows without running it: its options, and what its names stand for."""
+    monkeypatch.chdir(ROOT)
+    commands = typer.main.get_command(app)
+    for block in BLOCK.finditer(page.read_text()):
+        found = lines(block["body"]) if block["language"] == "bash" else ()
+        for line in (one for one in found if one.startswith("gradmem-bench ")):
+            _, *arguments = shlex.split(line.partition(" > ")[0].replace("$", ""), comments=True)
+            command, rest = commands, arguments
+            while rest and isinstance(command, Group) and rest[0] in command.commands:
+                command, rest = command.commands[rest[0]], rest[1:]
+            # lm-eval's own arguments are its own.
+            if command.name == "lm-eval":
+                continue
+            given = command.make_context(line, rest).params
+            if command.name == "reproduce" and "/" not in given["figure"]:
+                for experiment in experiments(given["figure"]):
+                    assert given["scale"] in (None, *experiment.scales) or len(experiments(given["figure"])) > 1, line
 
 
 def test_the_laws_are_those_of_the_page():
