@@ -1,7 +1,7 @@
 """The records that are there already, and which run each of them answers for."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from gradmem_bench.plan import Options
 from gradmem_bench.registry import located
 from gradmem_bench.reproduction import Run
 from gradmem_bench.results import RunRecord, TrainingRecord
-from gradmem_bench.tasks.base import Task
-from gradmem_bench.tasks.identity import declaration_hashes
+from gradmem_bench.tasks.base import Split, Task
+from gradmem_bench.tasks.identity import declaration_hashes, task_version
 
 
 class Archive:
@@ -34,17 +34,17 @@ class Archive:
 
     def find(self, run: Run) -> tuple[Path, RunRecord] | None:
         """The record of a run and the file it is in."""
+        return next(self._found(run), None)
+
+    def _found(self, run: Run) -> Iterator[tuple[Path, RunRecord]]:
         expected = self._of(run)
         if expected is None:
-            return None
-        before = None
-        if run.start is not None and (before := self.find(run.start)) is None:
-            return None
+            return
+        begun = None if run.start is None else [record for _, record in self._found(run.start)]
         for path, record in self.records.items():
-            if record.task.name == expected["task"].name:
-                if self._answers(record, run, expected) and _trained_alike(record, expected, before and before[1]):
-                    return path, record
-        return None
+            if record.task.name == expected["task"].name and self._answers(record, run, expected):
+                if any(_trained_alike(record, expected, before) for before in ([None] if begun is None else begun)):
+                    yield path, record
 
     def _answers(self, record: RunRecord, run: Run, expected: dict[str, Any]) -> bool:
         training = record.training
@@ -61,19 +61,9 @@ class Archive:
             and record.task.declaration_hash == expected["declaration"]
             and record.environment.dtype == run.dtype
             and record.footprint.state_dtype == "float32"
-            and self._of_these_data(record, task)
+            and _of_these_data(record.task.source.content_hash, task, record.task.split)
             and self._alike(record, backbone, task)
         )
-
-    @staticmethod
-    def _of_these_data(record: RunRecord, task: Task) -> bool:
-        """Whether a file of the task's that lies here is the one of the record; a hub is not asked for its own."""
-        try:
-            here = task.content_hash(record.task.split)
-        except UserError:
-            # There are other splits here; the run itself says which is missing.
-            return True
-        return here is None or record.task.source.content_hash in (None, here)
 
     def _alike(self, record: RunRecord, backbone: BackboneConfig, task: Task) -> bool:
         folder, found = own_folder(backbone.name), record.backbone
@@ -117,13 +107,30 @@ class Archive:
         return self._expected[key]
 
 
+def _of_these_data(recorded: str | None, task: Task, split: Split) -> bool:
+    """Whether a file of the task's that lies here is the one of the record; a hub is not asked for its own."""
+    try:
+        here = task.content_hash(split)
+    except UserError:
+        # There are other splits here; the run itself says which is missing.
+        return True
+    return here is None or recorded in (None, here)
+
+
 def _trained_alike(record: RunRecord, expected: Mapping[str, Any], before: RunRecord | None) -> bool:
     """Whether a record's weights were trained as expected, from the checkpoint of `before` where there is one."""
     training: TrainingRecord | None = record.training
     if expected["training"]["steps"] == 0:
-        # What is loaded and not trained on has the training that it was loaded with.
-        return training == (before and before.training)
+        # What is loaded and not trained on has the training that it was loaded with, of whose task it may know less.
+        loaded, own = (one and one.training and one.training.model_dump(exclude={"task"}) for one in (before, record))
+        return own == loaded
     if training is None or record.trained_elsewhere:
+        return False
+    data = training.task
+    if data is not None and not (
+        _of_these_data(data.training_hash, expected["task"], "train")
+        and _of_these_data(data.validation_hash, expected["task"], "validation")
+    ):
         return False
     begun, start = training.initial_checkpoint, before and f"{before.method.name}-{before.config_hash[:8]}/"
     if (start is None) != (begun is None) or (start is not None and not begun.startswith(start)):
@@ -154,7 +161,7 @@ def expected_of(run: Run, known: Known) -> dict[str, Any]:
         "training": validated(TrainingConfig, training, f"'{run.name}'").model_dump(mode="json"),
         "training_defaults": TrainingConfig().model_dump(mode="json"),
         "task": task,
-        "version": str(task.metadata.get("version", "1.0")),
+        "version": task_version(task),
         "declaration": declaration and declaration.whole,
         "backbone": backbone,
     }

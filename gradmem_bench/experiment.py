@@ -1,7 +1,7 @@
 """What a command asks, resolved into plans before any weights are touched."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,13 @@ from gradmem_bench.config import (
     parse_assignments,
     validated,
 )
-from gradmem_bench.errors import UserError, did_you_mean
+from gradmem_bench.errors import Unreachable, UserError, did_you_mean
 from gradmem_bench.loading import load_backbone
 from gradmem_bench.methods.base import MemoryMethod
 from gradmem_bench.plan import Options, Plan
 from gradmem_bench.registry import Entry, Kind, built_in_backbones, load_object, located, method_recipe
 from gradmem_bench.registry import resolve as find
-from gradmem_bench.tasks.base import Document, Task
+from gradmem_bench.tasks.base import Document, Split, Task
 from gradmem_bench.tasks.declaration import load_task
 from gradmem_bench.tasks.lengths import Lengths, asked_tokens, context_lengths, most_asked_tokens
 
@@ -51,6 +51,11 @@ class Known:
     def task(self, path: Path, settings: dict[str, Any]) -> Task:
         return self._once([str(path), settings], lambda: load_task(path, settings))
 
+    def documents(self, task: Task, split: Split) -> Sequence[Document]:
+        return self._once(
+            ["documents", str(task.path), task.declaration.get(task.settings_key), split], lambda: task.documents(split)
+        )
+
     def shape(self, config: BackboneConfig, task: Task) -> Backbone:
         """On the meta device, where no seed makes a difference."""
         return self._once(self._pair(config, task), lambda: load_backbone(config, task.tokenizer(), "meta", 0))
@@ -69,7 +74,13 @@ class Known:
     def _once(self, key: list[Any], make: Callable[[], Any]) -> Any:
         name = fingerprint(key)
         if name not in self._made:
-            self._made[name] = make()
+            try:
+                self._made[name] = make()
+            except Unreachable as error:
+                # A hub that does not answer is asked once, and not for every run.
+                self._made[name] = error
+        if isinstance(self._made[name], Unreachable):
+            raise self._made[name]
         return self._made[name]
 
 
@@ -183,7 +194,7 @@ def resolve(method: Entry, task: Entry, options: Options, known: Known | None = 
     if training is not None:
         curriculum_tasks(loaded_task, training)
         for split in ("train", "validation"):
-            loaded_task.documents(split)
+            known.documents(loaded_task, split)
     with torch.device("meta"):
         skeleton = method_class(shape, parameters)
     if checkpoint is not None:

@@ -269,7 +269,7 @@ def _break_even_seconds(own: Phases, other: Phases) -> Quantity:
     if mine.seconds_low <= theirs.seconds_high and theirs.seconds_low <= mine.seconds_high:
         # Their difference is by chance, and so would be what is divided by it.
         compared = f"one READ takes {1000 * mine.seconds:.3g} ms, and {1000 * theirs.seconds:.3g} ms there"
-        return Quantity(value=None, reason=f"not to be told: {compared}, with quartiles that overlap")
+        return Quantity(value=None, reason=f"too close to call: {compared}, with quartiles that overlap")
     return break_even(*(1000 * seconds for seconds in (own.write.seconds, mine.seconds, written, theirs.seconds)), "ms")
 
 

@@ -13,7 +13,7 @@ from gradmem_bench.hashing import source_hashes
 from gradmem_bench.loading import contents
 from gradmem_bench.methods.base import Footprint, MemoryMethod
 from gradmem_bench.tasks.base import Split, Task
-from gradmem_bench.tasks.identity import DeclarationHashes, declaration_hashes
+from gradmem_bench.tasks.identity import DeclarationHashes, declaration_hashes, task_version
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Plan:
             },
             "task": {
                 "name": self.task.name,
-                "version": str(self.task.metadata.get("version", "1.0")),
+                "version": task_version(self.task),
                 "settings": self.task.declaration.get(self.task.settings_key) or {},
                 "split": self.split,
                 "hash": reported,

@@ -13,7 +13,7 @@ import torch
 
 from gradmem_bench.archive import Archive
 from gradmem_bench.checkpoints import METHOD_FILE, misfit, shapes_of
-from gradmem_bench.errors import Unreachable, UserError
+from gradmem_bench.errors import UserError
 from gradmem_bench.experiment import resolve
 from gradmem_bench.loading import load_backbone
 from gradmem_bench.plan import Options, Plan
@@ -34,7 +34,6 @@ class Maker:
 
     def __init__(self, output: Path, archive: Archive, device: str, display: RunDisplay) -> None:
         self.output, self.archive, self.device, self.display = output, archive, device, display
-        self._unreachable: dict[tuple[str, ...], str] = {}
 
     def make(self, runs: Sequence[Run]) -> Counter[str]:
         """Makes runs in their order, and goes on where one cannot be made; as far as it shows, that is told before any.
@@ -114,16 +113,7 @@ class Maker:
             device=self.device,
             dtype=run.dtype,
         )
-        # A hub that does not answer is asked once, and not for every run.
-        sections = sorted(key for key in options.settings if key.startswith(("task.", "backbone.")))
-        asked = (run.task, run.method, run.backbone or "", *sections)
-        if asked in self._unreachable:
-            raise UserError(self._unreachable[asked])
-        try:
-            plan = resolve(method, task, options, known)
-        except Unreachable as error:
-            self._unreachable[asked] = str(error)
-            raise
+        plan = resolve(method, task, options, known)
         if trained := sorted(run.evaluation.keys() - plan.method_class.evaluation_parameters):
             raise UserError(
                 f"'{trained[0]}' of {run.name} stands under evaluate, but is part of the training; put it under axes."

@@ -48,6 +48,7 @@ from gradmem_bench.stages import TrainingStage, is_stream
 from gradmem_bench.swap import closed_book, swap_test
 from gradmem_bench.tasks.base import Task
 from gradmem_bench.tasks.batching import EncodedDocument, check_contexts, encode_documents
+from gradmem_bench.tasks.identity import elsewhere, trained_on
 from gradmem_bench.tasks.lengths import asked_tokens
 from gradmem_bench.training import PROGRESS_FILE, Progress, Trainer
 
@@ -227,7 +228,7 @@ def _training_record(
         seconds=progress.seconds,
         processes=processes.count(),
         seed=plan.options.seed,
-        task=TrainedOn(**{key: plan.configuration()["task"][key] for key in ("name", "version", "settings")}),
+        task=TrainedOn(**trained_on(plan.task)),
         tuned_trials=plan.training.tuned_trials,
         trained_parameters=sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad),
         config=plan.training.model_dump(mode="json"),
@@ -386,6 +387,7 @@ def _record(
         costs=costs,
         capacity=capacity(plan.task, metrics["exact_match"], footprint.state_bytes.mean),
         training=training,
+        trained_elsewhere=elsewhere(training.task.model_dump(), plan.task) if training and training.task else "",
         seed=options.seed,
         environment=environment(str(evaluator.backbone.device), options.dtype),
     )

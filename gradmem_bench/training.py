@@ -330,6 +330,8 @@ class Trainer:
             if done and not last:
                 progress.stage += 1
                 progress.stage_began = progress.step
+                # Another task takes others; a training that goes on from here counts them anew as well.
+                self.step_flops = None
                 captured.forget(self.method)
             return
         best = progress.best_score

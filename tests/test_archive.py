@@ -10,7 +10,7 @@ from planned import edit, make_task
 from gradmem_bench.archive import Archive, missing
 from gradmem_bench.config import BackboneConfig
 from gradmem_bench.reproduction import Run, expand, experiments, scale_of
-from gradmem_bench.results import RunRecord, TrainedOn, find_records
+from gradmem_bench.results import RunRecord, find_records
 
 METHOD = """
 from gradmem_bench.methods.mean_pool import MeanPool
@@ -56,9 +56,11 @@ def test_a_run_that_is_loaded_and_not_trained_on_is_there_once_it_is_made(made):
 
 
 def test_a_record_of_another_body_or_of_other_data_no_longer_answers(made):
-    for name, old, new in (("mine.py", "    pass", "    # Changed.\n    pass"), ("test.jsonl", '"?3"', '"?33"')):
+    body, query = ("    pass", "    # Changed.\n    pass"), ('"?3"', '"?33"')
+    for name, change in (("mine.py", body), ("test.jsonl", query), ("train.jsonl", query)):
         kept = (made / name).read_text()
-        edit(made / name, old, new)
+        edit(made / name, *change)
+        # What starts from a training that is missing is missing too.
         assert missing(*of(made)) == of(made)[0], name
         (made / name).write_text(kept)
     assert missing(*of(made)) == []
@@ -71,8 +73,11 @@ def changed(record: RunRecord, part: str, **values) -> RunRecord:
 def test_a_record_of_another_version_or_of_a_training_on_another_task_does_not_answer(made):
     runs, archive = of(made)
     path, record = archive.find(runs[0])
-    elsewhere = TrainedOn(name="another", version="1.0", settings={})
-    for other in (changed(record, "task", version="0.9"), changed(record, "training", task=elsewhere)):
+    for other in (
+        changed(record, "task", version="0.9"),
+        record.model_copy(update={"trained_elsewhere": "another"}),
+        changed(record, "training", task=record.training.task.model_copy(update={"training_hash": "0"})),
+    ):
         archive.records = {path: other}
         assert archive.find(runs[0]) is None
     # A record from before it was kept is taken for one of its own task.

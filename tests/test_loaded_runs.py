@@ -20,6 +20,16 @@ def test_a_loaded_run_scores_the_same_without_training(tmp_path, five_runs):
     assert record.training == trained.training
 
 
+def test_weights_of_another_task_are_said_to_be_and_of_fewer_contexts_are_not(tmp_path, five_runs):
+    path = next(path for path, record in five_runs.items() if record.method.name == "gradmem")
+    for setting, told in (("pairs=2", "kv_retrieval (pairs 1)"), ("test_contexts=32", "")):
+        given = [*UNTRAINED, f"--set=task.{setting}", "--load", path.parent, "--output", tmp_path / setting]
+        assert command("run", "--method=gradmem", *given).code == 0
+        record = read_record(only_run(tmp_path / setting) / "run.json")
+        assert record.trained_elsewhere == told and record.training.task.settings["pairs"] == 1
+    assert not read_record(path).trained_elsewhere
+
+
 def test_a_loaded_run_can_go_on_training(tmp_path, five_runs):
     path, trained = next((path, record) for path, record in five_runs.items() if record.method.name == "gradmem")
     weights = path.parent / WEIGHTS

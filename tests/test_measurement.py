@@ -317,7 +317,7 @@ def test_times_that_cannot_be_told_apart_make_no_number():
         costs.read.seconds_low <= costs.reread_text.read.seconds_high
         and costs.reread_text.read.seconds_low <= costs.read.seconds_high
     )
-    assert overlap == (found.reason is not None and found.reason.startswith("not to be told: one READ takes"))
+    assert overlap == (found.reason is not None and found.reason.startswith("too close to call: one READ takes"))
     assert costs.reread_text.break_even_flops.value is None  # never cheaper, as both are the same
 
 

@@ -8,6 +8,7 @@ import yaml
 from commands import command
 from smoke import EXPERIMENT
 
+from gradmem_bench import experiment as experiment_module
 from gradmem_bench.reconstruction import PARTS_FILE
 from gradmem_bench.registry import recipe_folder
 from gradmem_bench.results import find_records
@@ -115,18 +116,26 @@ def test_losses_are_measured_for_each_number_of_steps(tmp_path):
     assert (tmp_path / "runs" / "steps-tiny.png").exists()
 
 
-def test_a_hub_that_is_not_there_is_told_once_and_refuses_no_other_run(tmp_path):
+def test_a_hub_that_is_not_there_is_asked_once_and_refuses_no_other_run(tmp_path, monkeypatch):
+    asked, load = [], experiment_module.load_backbone
+
+    def counted(config, *given):
+        asked.append(config.tokenizer)
+        return load(config, *given)
+
+    monkeypatch.setattr(experiment_module, "load_backbone", counted)
     experiment = json.loads(json.dumps(EXPERIMENT))
     scale = experiment["scales"]["tiny"]
     here = {"name": "here", "method": "no_memory", "settings": {"training.steps": 0}}
     elsewhere = here | {"name": "elsewhere", "settings": {"training.steps": 0, "backbone.tokenizer": "github/nowhere"}}
-    scale |= {"runs": [elsewhere, here], "seeds": [0, 1]}
+    another = elsewhere | {"name": "another", "method": "mean_pool"}
+    scale |= {"runs": [elsewhere, another, here], "seeds": [0, 1]}
     path = tmp_path / "hub.yaml"
     path.write_text(yaml.dump(experiment))
     done = command("reproduce", path, "--output", tmp_path / "runs")
     text = " ".join(done.output.split())
-    assert done.code == 0 and "2 of 4 scores missing" in text
-    assert "missing (2 of 4 runs, elsewhere): There is no tokenizer at 'github/nowhere'" in text
+    assert done.code == 0 and "4 of 6 scores missing" in text and asked.count("github/nowhere") == 1
+    assert "missing (4 of 6 runs, elsewhere; another): There is no tokenizer at 'github/nowhere'" in text
 
 
 def test_a_plan_counts_no_time_for_a_training_that_is_there(tmp_path):

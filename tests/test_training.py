@@ -229,6 +229,12 @@ def test_a_stage_ends_with_its_steps_between_two_validations(tmp_path):
     progress = trainer(tmp_path, method, stages, steps=12, evaluate_every=5).run()
     assert [(row["step"], row["stage"]) for row in progress.history] == [(3, 0), (5, 1), (10, 1), (12, 1)]
     assert [batch.contexts.ids.shape[1] for batch in method.batches] == [6] * 3 + [11] * 9
+    # Each step counts as one of its own stage.
+    easy, task = (
+        trainer(tmp_path / str(pairs), new_method(), [stage(method, kv_task(pairs=pairs))], steps=1).run().flops
+        for pairs in (1, 2)
+    )
+    assert progress.flops == 3 * easy + 9 * task
 
 
 # ---------------------------------------------------------------------------------------------- stopping

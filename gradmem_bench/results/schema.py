@@ -154,7 +154,11 @@ class TrainedOn(Part):
     version: str | None = None
     """The task's own version; `None` is not known."""
     settings: dict[str, Any] | None = None
-    """The task's settings in full; `None` is not known."""
+    """The task's settings; `None` is not known."""
+    training_hash: str | None = None
+    """Content hash, or the hub's commit, of what was trained on; `None` is not known."""
+    validation_hash: str | None = None
+    """The same of what was selected on."""
 
 
 class TrainingRecord(Part):
@@ -276,6 +280,9 @@ class RunRecord(Part):
     """Bits recalled per state byte; `None` where the task's values are not known to be independent and uniform."""
     training: TrainingRecord | None
     """Training; `None` for a method that was not trained."""
+    trained_elsewhere: str = ""
+    """The task, its settings or its data that the weights were trained on, where those are others than here; also empty
+    in records from before it was looked at."""
     seed: int | None = None
     """Seed of all that was drawn, weights of a method or of a random backbone among it; `None` in a record from before
     it was kept, where the training's own is the same."""
@@ -283,23 +290,6 @@ class RunRecord(Part):
     """The machine and the libraries."""
     seal: Seal | None = None
     """Of the example rows and the record; `None` in a record from before there were seals."""
-
-    @property
-    def trained_elsewhere(self) -> str:
-        """The other task, or the settings, that the weights were trained on; empty where they are those of the record,
-        or are not known to be others."""
-        task = self.training and self.training.task
-        if task is None:
-            return ""
-        known = task.model_dump(exclude_none=True)
-        own = self.task.model_dump(include=set(known))
-        if known == own:
-            return ""
-        unlike = {key: value for key, value in (task.settings or {}).items() if value != self.task.settings.get(key)}
-        told = ", ".join(f"{key} {value}" for key, value in unlike.items())
-        if task.name == self.task.name and not told:
-            told = f"version {task.version}"
-        return f"{task.name} ({told})" if told else task.name
 
     @model_validator(mode="after")
     def _scored(self) -> "RunRecord":

@@ -1,11 +1,13 @@
-"""What tells a task from another of its name: all that its file declares, and the code that it names."""
+"""What tells a task from another of its name: all that its file declares, the code that it names, and its data."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from gradmem_bench.config import fingerprint
+from gradmem_bench.errors import UserError
 from gradmem_bench.hashing import source_hashes
 from gradmem_bench.registry import recipe_folder
-from gradmem_bench.tasks.base import Task
+from gradmem_bench.tasks.base import Split, Task
 
 _RECORDED_ELSEWHERE = ("description", "citation", "training", "backbone")
 """Keys of `metadata:` that change no row, or that a run has resolved beside its task."""
@@ -38,6 +40,48 @@ def declaration_hashes(task: Task) -> DeclarationHashes | None:
     }
     code = source_hashes(task.code_files())
     return DeclarationHashes(fingerprint([whole, code]), fingerprint([trained, code]))
+
+
+def task_version(task: Task) -> str:
+    return str(task.metadata.get("version", "1.0"))
+
+
+def trained_on(task: Task) -> dict[str, Any]:
+    """What a record says of the task that weights were trained on."""
+    return {
+        "name": task.name,
+        "version": task_version(task),
+        "settings": task.declaration.get(task.settings_key) or {},
+        "training_hash": _data_hash(task, "train"),
+        "validation_hash": _data_hash(task, "validation"),
+    }
+
+
+def elsewhere(trained: Mapping[str, Any], task: Task) -> str:
+    """What `trained`, as `trained_on` has it, is that `task` is not; empty where weights saw what it trains on itself.
+
+    What training does not see, such as how many contexts are reported, makes no difference, nor what is not known.
+    """
+    if trained["name"] != task.name:
+        return trained["name"]
+    version, known = trained["version"], trained["training_hash"]
+    if version not in (None, task_version(task)):
+        return f"{task.name} (version {version})"
+    try:
+        if known in (None, _data_hash(task, "train")):
+            return ""
+    except UserError:
+        # There is nothing to train on here.
+        return ""
+    theirs, ours = trained["settings"] or {}, task.declaration.get(task.settings_key) or {}
+    unlike = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
+    told = ", ".join(f"{key} {theirs.get(key, 'as by default')}" for key in unlike)
+    return f"{task.name} ({told or 'other data'})"
+
+
+def _data_hash(task: Task, split: Split) -> str | None:
+    source = task.source(split)
+    return source.content_hash or source.revision
 
 
 def _without(values: dict | None, *keys: str) -> dict:

@@ -42,8 +42,17 @@ def context_lengths(task: Task, backbone: Backbone, limit: int | None) -> Length
 
 
 def asked_tokens(task: Task, backbone: Backbone) -> int:
-    """Tokens to keep free for a query and its answer."""
-    query, answer = _longest(encode_documents(task.documents("test")[:_SAMPLE], task, backbone), task)
+    """Tokens to keep free for a query and its answer; tells of answers that are longer than what may be generated."""
+    encoded = encode_documents(task.documents("test")[:_SAMPLE], task, backbone)
+    targets = [target for document in encoded for target in document.targets]
+    if too_long := sum(len(target) > task.max_new_tokens for target in targets):
+        warnings.warn(
+            f"{too_long} of the {len(targets)} answers of {task.name} that were looked at are longer than the "
+            f"{task.max_new_tokens} tokens that may be generated (max_gen_toks of its file): no method can write them.",
+            Notice,
+            stacklevel=2,
+        )
+    query, answer = _longest(encoded, task)
     # A quarter more than the longest seen: not every query is looked at.
     return query + query // 4 + answer
 
@@ -68,25 +77,14 @@ def _longest(encoded: Sequence[EncodedDocument], task: Task) -> tuple[int, int]:
 
 
 def _check_answers(task: Task, backbone: Backbone, documents: Sequence[Document]) -> None:
-    """Refuses a tokenizer that cannot write the task's answers, behind which every method would score zero; tells of
-    answers that are longer than what may be generated."""
+    """Refuses a tokenizer that cannot write the task's answers; every method would score zero behind it."""
     answers = [query.targets[0] for document in documents for query in document.queries]
     unknown = backbone.tokenizer.unk_token_id
-    written = backbone.encode(answers)
-    foreign = [answer for answer, ids in zip(answers, written, strict=True) if unknown in ids]
+    foreign = [answer for answer, ids in zip(answers, backbone.encode(answers), strict=True) if unknown in ids]
     # An answer here and there is foreign to many a tokenizer.
     if len(foreign) > len(answers) / 2:
         raise UserError(
             f"The tokenizer of {backbone.identity['name']} cannot write '{foreign[0]}' and {len(foreign) - 1} more of "
             f"{len(answers)} answers of {task.name}; take another --backbone, or name a tokenizer for a random one "
             "with --set backbone.tokenizer=FOLDER."
-        )
-    # The end of the text is one of them.
-    too_long = sum(len(ids) >= task.max_new_tokens for ids in written)
-    if too_long:
-        warnings.warn(
-            f"{too_long} of {len(answers)} answers of {task.name} that were looked at are longer than the "
-            f"{task.max_new_tokens} tokens that may be generated, and cannot be an exact match: raise max_gen_toks.",
-            Notice,
-            stacklevel=2,
         )

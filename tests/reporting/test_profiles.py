@@ -71,7 +71,7 @@ def profile(method: str, budget: Budget | None, task: str = "squad_removed", pea
             write=phase(4.56e11, 1.234, peak),
             read=phase(7.8e9, 0.05, peak),
             reread_text=others.get("text", alternative(17, 1234567, -5000)),
-            keep_kv_cache=others.get("cache", alternative("never: too dear", "not to be told", 4_000_000)),
+            keep_kv_cache=others.get("cache", alternative("never: too dear", "too close to call", 4_000_000)),
         ),
         environment=ENVIRONMENT,
     )
@@ -104,7 +104,7 @@ def test_what_never_pays_is_a_mark_and_a_reason_said_once():
     # A method without a cache to compare with has one line.
     assert [line.split()[:5] for line in pays if line.startswith("other")] == [["other", "re-reading", "–", "a", "3"]]
     assert text.count("never: too dear.") == text.count("a never: too dear.") == 1
-    assert text.count("b not to be told.") == 1
+    assert text.count("b too close to call.") == 1
 
 
 def test_the_settings_that_were_measured_are_told_once_a_method():
