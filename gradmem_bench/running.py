@@ -165,10 +165,7 @@ def _trained(
     path = folder / checkpoints.METHOD_FILE
     if config is None:
         # What was loaded had been trained: its figures belong to the result (design law 4).
-        if plan.checkpoint is None:
-            return None
-        about = checkpoints.read_about(plan.checkpoint)
-        return TrainingRecord(**{"task": {"name": about["task"]}, **about["training"]})
+        return TrainingRecord(**checkpoints.read_about(plan.checkpoint)["training"]) if plan.checkpoint else None
     if source is not None:
         tensors, about = checkpoints.load(source, str(accelerator.device))
         checkpoints.restore(method, tensors, source)
@@ -238,6 +235,14 @@ def _training_record(
         stopped_because=progress.stopped_because or "",
         last_stage=progress.stage + 1,
     )
+
+
+def _trained_elsewhere(plan: Plan, training: TrainingRecord | None) -> str:
+    task = training and training.task and training.task.model_dump()
+    if training and task is None and plan.training is None:
+        # A checkpoint from before it was kept says the name alone.
+        task = {"name": checkpoints.read_about(plan.checkpoint)["task"]}
+    return elsewhere(task, plan.task) if task else ""
 
 
 def _stages(plan: Plan, backbone: Backbone, display: RunDisplay) -> list[TrainingStage]:
@@ -387,7 +392,7 @@ def _record(
         costs=costs,
         capacity=capacity(plan.task, metrics["exact_match"], footprint.state_bytes.mean),
         training=training,
-        trained_elsewhere=elsewhere(training.task.model_dump(), plan.task) if training and training.task else "",
+        trained_elsewhere=_trained_elsewhere(plan, training),
         seed=options.seed,
         environment=environment(str(evaluator.backbone.device), options.dtype),
     )

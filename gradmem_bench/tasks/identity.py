@@ -58,13 +58,13 @@ def trained_on(task: Task) -> dict[str, Any]:
 
 
 def elsewhere(trained: Mapping[str, Any], task: Task) -> str:
-    """What `trained`, as `trained_on` has it, is that `task` is not; empty where weights saw what it trains on itself.
+    """What `trained`, as `trained_on` has it or as much of that as is known, is that `task` is not; empty where weights saw what it trains on itself.
 
     What training does not see, such as how many contexts are reported, makes no difference, nor what is not known.
     """
     if trained["name"] != task.name:
         return trained["name"]
-    version, known = trained["version"], trained["training_hash"]
+    version, known = trained.get("version"), trained.get("training_hash")
     if version not in (None, task_version(task)):
         return f"{task.name} (version {version})"
     try:
@@ -73,7 +73,7 @@ def elsewhere(trained: Mapping[str, Any], task: Task) -> str:
     except UserError:
         # There is nothing to train on here.
         return ""
-    theirs, ours = trained["settings"] or {}, task.declaration.get(task.settings_key) or {}
+    theirs, ours = trained.get("settings") or {}, task.declaration.get(task.settings_key) or {}
     unlike = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
     told = ", ".join(f"{key} {theirs.get(key, 'as by default')}" for key in unlike)
     return f"{task.name} ({told or 'other data'})"
