@@ -58,7 +58,8 @@ def trained_on(task: Task) -> dict[str, Any]:
 
 
 def elsewhere(trained: Mapping[str, Any], task: Task) -> str:
-    """What `trained`, as `trained_on` has it or as much of that as is known, is that `task` is not; empty where weights saw what it trains on itself.
+    """What `trained`, as much of what `trained_on` has as is known, is that `task` is not; empty where weights saw what
+    it trains on itself.
 
     What training does not see, such as how many contexts are reported, makes no difference, nor what is not known.
     """
