@@ -1,6 +1,5 @@
 """The records that are there already, and which run each of them answers for."""
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from gradmem_bench.config import BackboneConfig, TrainingConfig, merge, validated
 from gradmem_bench.errors import UserError
 from gradmem_bench.experiment import Known, choose
-from gradmem_bench.hashing import source_hashes
+from gradmem_bench.hashing import class_hash
 from gradmem_bench.loading import load_backbone, own_folder, recorded_name
 from gradmem_bench.plan import Options
 from gradmem_bench.registry import located
@@ -57,7 +56,7 @@ class Archive:
             and record.method.source_hash == expected["source"]
             and _agree(record.method.parameters, expected["parameters"], expected["parameter_defaults"])
             and record.task.version == expected["version"]
-            and record.task.settings == (task.declaration.get(task.settings_key) or {})
+            and record.task.settings == task.declared_settings
             and record.task.declaration_hash == expected["declaration"]
             and record.environment.dtype == run.dtype
             and record.footprint.state_dtype == "float32"
@@ -153,7 +152,7 @@ def expected_of(run: Run, known: Known) -> dict[str, Any]:
     declaration = declaration_hashes(task)
     return {
         "class": chosen.recipe.implementation,
-        "source": next(iter(source_hashes([Path(inspect.getfile(chosen.method_class))])), None),
+        "source": class_hash(chosen.method_class),
         "parameters": chosen.parameters.model_dump(mode="json"),
         # One that has no default is in every record.
         "parameter_defaults": chosen.method_class.Parameters.model_construct().model_dump(mode="json"),

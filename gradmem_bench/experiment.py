@@ -52,9 +52,7 @@ class Known:
         return self._once([str(path), settings], lambda: load_task(path, settings))
 
     def documents(self, task: Task, split: Split) -> Sequence[Document]:
-        return self._once(
-            ["documents", str(task.path), task.declaration.get(task.settings_key), split], lambda: task.documents(split)
-        )
+        return self._once(["documents", str(task.path), task.declared_settings, split], lambda: task.documents(split))
 
     def shape(self, config: BackboneConfig, task: Task) -> Backbone:
         """On the meta device, where no seed makes a difference."""
@@ -69,7 +67,7 @@ class Known:
 
     @staticmethod
     def _pair(config: BackboneConfig, task: Task) -> list[Any]:
-        return [config.model_dump(), str(task.path), task.declaration.get(task.settings_key)]
+        return [config.model_dump(), str(task.path), task.declared_settings]
 
     def _once(self, key: list[Any], make: Callable[[], Any]) -> Any:
         name = fingerprint(key)
@@ -283,8 +281,7 @@ def _checkpoint_of(load: Path, method: str) -> Path:
 
 def curriculum_tasks(task: Task, training: TrainingConfig) -> list[Task]:
     """The easier tasks of the curriculum; raises UserError for a setting that the task does not have."""
-    settings = task.declaration.get(task.settings_key) or {}
-    return [load_task(task.path, merge(settings, stage.task)) for stage in training.curriculum]
+    return [load_task(task.path, merge(task.declared_settings, stage.task)) for stage in training.curriculum]
 
 
 def longest_context(method_class: type[MemoryMethod], parameters: StrictModel, backbone: Backbone, asked: int) -> int:

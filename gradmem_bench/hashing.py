@@ -1,5 +1,6 @@
 """Hashes of files of data, code and weights: what stands behind a name may change."""
 
+import inspect
 from collections.abc import Iterable
 from functools import cache
 from hashlib import file_digest
@@ -24,3 +25,8 @@ def source_hashes(files: Iterable[Path]) -> list[str]:
     """SHA-256 of each file of code that is not built in, 16 digits: with another body it is other code."""
     own = [file for file in files if not file.resolve().is_relative_to(Path(__file__).parent.resolve())]
     return [file_hash(file)[:16] for file in own]
+
+
+def class_hash(own: type) -> str | None:
+    """The same of the file that holds a class; `None` of one that is built in."""
+    return next(iter(source_hashes([Path(inspect.getfile(own))])), None)

@@ -1,6 +1,5 @@
 """One run as it will be made, and by what it is known from any other."""
 
-import inspect
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 from gradmem_bench import __version__, checkpoints
 from gradmem_bench.backbone import Backbone
 from gradmem_bench.config import BackboneConfig, Budget, MethodRecipe, StrictModel, TrainingConfig, fingerprint
-from gradmem_bench.hashing import source_hashes
+from gradmem_bench.hashing import class_hash
 from gradmem_bench.loading import contents
 from gradmem_bench.methods.base import Footprint, MemoryMethod
 from gradmem_bench.tasks.base import Split, Task
@@ -88,7 +87,7 @@ class Plan:
             "task": {
                 "name": self.task.name,
                 "version": task_version(self.task),
-                "settings": self.task.declaration.get(self.task.settings_key) or {},
+                "settings": self.task.declared_settings,
                 "split": self.split,
                 "hash": reported,
                 "training_hash": trained,
@@ -124,7 +123,7 @@ class Plan:
     @cached_property
     def source_hash(self) -> str | None:
         """SHA-256 of the file of a method that is not built in, 16 digits: with another body it is another method."""
-        return next(iter(source_hashes([Path(inspect.getfile(self.method_class))])), None)
+        return class_hash(self.method_class)
 
     @cached_property
     def task_hashes(self) -> DeclarationHashes | None:
@@ -137,8 +136,7 @@ class Plan:
         return contents(self.backbone, self.shape)
 
     def _data_hash(self, split: Split) -> str | None:
-        source = self.task.source(split)
-        return source.content_hash or source.revision
+        return self.task.source(split).identity
 
     @property
     def config_hash(self) -> str:

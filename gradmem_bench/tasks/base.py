@@ -49,6 +49,11 @@ class Source:
     rows: int
     """Queries in the split, before any limit."""
 
+    @property
+    def identity(self) -> str | None:
+        """What tells these data from others of their location."""
+        return self.content_hash or self.revision
+
 
 class Task(ABC):
     """A context-removal task, as declared in one YAML file in lm-eval's format.
@@ -131,6 +136,11 @@ class Task(ABC):
     def seen_in_training(self, split: Split) -> frozenset[str] | None:
         """Ids of the split's queries that `documents("train")` hold with the same context; `None`: not known."""
         return None
+
+    @property
+    def declared_settings(self) -> dict[str, Any]:
+        """The settings that its file, or whoever made it, names; others are at their defaults."""
+        return self.declaration.get(self.settings_key) or {}
 
     @property
     def declared(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from gradmem_bench.config import fingerprint
 from gradmem_bench.errors import UserError
 from gradmem_bench.hashing import source_hashes
 from gradmem_bench.registry import recipe_folder
-from gradmem_bench.tasks.base import Split, Task
+from gradmem_bench.tasks.base import Task
 
 _RECORDED_ELSEWHERE = ("description", "citation", "training", "backbone")
 """Keys of `metadata:` that change no row, or that a run has resolved beside its task."""
@@ -51,9 +51,9 @@ def trained_on(task: Task) -> dict[str, Any]:
     return {
         "name": task.name,
         "version": task_version(task),
-        "settings": task.declaration.get(task.settings_key) or {},
-        "training_hash": _data_hash(task, "train"),
-        "validation_hash": _data_hash(task, "validation"),
+        "settings": task.declared_settings,
+        "training_hash": task.source("train").identity,
+        "validation_hash": task.source("validation").identity,
     }
 
 
@@ -69,20 +69,15 @@ def elsewhere(trained: Mapping[str, Any], task: Task) -> str:
     if version not in (None, task_version(task)):
         return f"{task.name} (version {version})"
     try:
-        if known in (None, _data_hash(task, "train")):
+        if known in (None, task.source("train").identity):
             return ""
     except UserError:
         # There is nothing to train on here.
         return ""
-    theirs, ours = trained.get("settings") or {}, task.declaration.get(task.settings_key) or {}
+    theirs, ours = trained.get("settings") or {}, task.declared_settings
     unlike = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
     told = ", ".join(f"{key} {theirs.get(key, 'as by default')}" for key in unlike)
     return f"{task.name} ({told or 'other data'})"
-
-
-def _data_hash(task: Task, split: Split) -> str | None:
-    source = task.source(split)
-    return source.content_hash or source.revision
 
 
 def _without(values: dict | None, *keys: str) -> dict:
